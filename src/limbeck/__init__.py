@@ -1,0 +1,93 @@
+"""Distil small models that can be trusted in their worst case.
+
+    import limbeck as lb
+
+    data = lb.load("adult", groups=["label", "sex"])
+    teacher = lb.fit(big, data, recipe="group_dro")
+    student = lb.fit(small, data, teacher=teacher, recipe="groupdistil")
+    print(lb.evaluate(student, data.test))
+
+Names are loaded when first used, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from limbeck import data, groups, heads, models, probe, teachers, terms, testing, weighting
+    from limbeck.data import Data, load
+    from limbeck.errors import LimbeckError
+    from limbeck.evaluation import evaluate
+    from limbeck.fitting import fit
+    from limbeck.loop import Fitted
+    from limbeck.pilots import PilotResult, pilot
+    from limbeck.predict import predict_logits
+    from limbeck.presets import PRESETS
+    from limbeck.recipe import Head, Identify, Recipe, Refit, Term, Weighting
+    from limbeck.training import Training
+
+_HOMES = {
+    "Data": "data",
+    "Fitted": "loop",
+    "Head": "recipe",
+    "Identify": "recipe",
+    "LimbeckError": "errors",
+    "PRESETS": "presets",
+    "PilotResult": "pilots",
+    "Recipe": "recipe",
+    "Refit": "recipe",
+    "Term": "recipe",
+    "Training": "training",
+    "Weighting": "recipe",
+    "evaluate": "evaluation",
+    "fit": "fitting",
+    "load": "data",
+    "pilot": "pilots",
+    "predict_logits": "predict",
+}
+_ROOMS = ("data", "groups", "heads", "models", "probe", "teachers", "terms", "testing", "weighting")
+
+__all__ = [
+    "PRESETS",
+    "Data",
+    "Fitted",
+    "Head",
+    "Identify",
+    "LimbeckError",
+    "PilotResult",
+    "Recipe",
+    "Refit",
+    "Term",
+    "Training",
+    "Weighting",
+    "data",
+    "evaluate",
+    "fit",
+    "groups",
+    "heads",
+    "load",
+    "models",
+    "pilot",
+    "predict_logits",
+    "probe",
+    "teachers",
+    "terms",
+    "testing",
+    "weighting",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"limbeck.{_HOMES[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"limbeck.{name}")
+    raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

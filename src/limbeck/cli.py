@@ -1,0 +1,278 @@
+"""The command line. Whatever takes time to import is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from limbeck import __version__
+from limbeck.errors import ConfigError, LimbeckError
+
+if TYPE_CHECKING:
+    from limbeck.config import PilotConfig
+    from limbeck.data import Data
+
+_DEBUG = "limbeck.debug"
+_HINT = "limbeck.hint"
+
+
+class _Commands(click.Group):
+    """A group of commands that tells a user's error from one of ours.
+
+    An error of the user's is one sentence and exit code 2; an interruption is exit code 130. Anything else is a defect,
+    and keeps its traceback.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (LimbeckError, OSError) as error:
+            if ctx.meta.get(_DEBUG) or isinstance(error, BrokenPipeError):
+                raise
+            click.secho(f"error: {error}", fg="red", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo(f"\nstopped. {ctx.meta.get(_HINT, '')}".rstrip(), err=True)
+            ctx.exit(130)
+
+
+def _set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_DEBUG] = True
+
+
+def _debug(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option --debug, before or after the name of the command."""
+    text = "Show the traceback of an error."
+    return click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help=text)(command)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="limbeck", message="%(prog)s %(version)s")
+@_debug
+def main() -> None:
+    """Distil small models that can be trusted in their worst case."""
+
+
+@main.command()
+@click.argument("config", metavar="CONFIG")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The run folder, in place of the configuration's."
+)
+@click.option(
+    "--models", type=click.Path(path_type=Path), help="A Python file of your own models, terms and weightings."
+)
+@click.option(
+    "--resume/--fresh", default=True, help="Go on with what the run folder holds (default), or empty it first."
+)
+@click.option("--seeds", type=click.IntRange(min=1), help="How many of the configuration's seeds to run.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
+@_debug
+@click.pass_context
+def pilot(
+    ctx: click.Context,
+    config: str,
+    output: Path | None,
+    models: Path | None,
+    resume: bool,
+    seeds: int | None,
+    quiet: bool,
+    open_report: bool,
+) -> None:
+    """Run the recipes of CONFIG with each seed, compare them, and write a report.
+
+    CONFIG is a YAML or JSON file, or example:NAME for one that comes with limbeck (example:adult,
+    example:digits_shortcut).
+    """
+    from limbeck.config import load_config
+
+    # Before torch is imported, so that a mistyped key is told at once.
+    settings = _with_seeds(load_config(config), seeds)
+    ctx.meta[_HINT] = "What is finished is kept: the same command goes on from there."
+    from limbeck.pilots import Lines, Quiet, run_pilot
+
+    result = run_pilot(settings, output=output, models=models, resume=resume, progress=Quiet() if quiet else Lines())
+    click.secho(result.verdict, bold=True)
+    click.echo()
+    click.echo(result.table())
+    click.echo()
+    click.echo(f"report: {result.report_path}" if result.report_path else f"results: {result.folder}")
+    if open_report and result.report_path:
+        click.launch(str(result.report_path))
+
+
+def _with_seeds(config: PilotConfig, wanted: int | None) -> PilotConfig:
+    """The first seeds of the configuration; where it has fewer, the next whole numbers are added."""
+    if wanted is None:
+        return config
+    chosen = list(config.seeds[:wanted])
+    while len(chosen) < wanted:
+        chosen.append(max(chosen) + 1)
+    return config.model_copy(update={"seeds": tuple(chosen)})
+
+
+@main.command()
+@click.argument("student", metavar="RUN_OR_STUDENT", type=click.Path(exists=True, path_type=Path))
+@click.argument("data", metavar="[DATA]", required=False)
+@click.option("--models", type=click.Path(path_type=Path), help="The Python file of your own models.")
+@click.option(
+    "--part", type=click.Choice(["test", "validation", "train"]), default="test", help="Which part (default test)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Plain JSON in place of tables.")
+@_debug
+def evaluate(student: Path, data: str | None, models: Path | None, part: str, as_json: bool) -> None:
+    """Evaluate the students of a run, or one of its model files, by group.
+
+    RUN_OR_STUDENT is a run folder, or a .safetensors file in one. DATA is a configuration, or a CSV or Parquet table
+    with the columns of the run's own; without it the run's own data are taken.
+    """
+    import json
+
+    found = _evaluations(student, data, models, part)
+    if as_json:
+        click.echo(json.dumps({name: result.to_dict() for name, result in found.items()}, indent=1))
+        return
+    for name, result in found.items():
+        click.secho(name, bold=True)
+        click.echo(str(result))
+        click.echo()
+
+
+def _evaluations(student: Path, source: str | None, models: Path | None, part: str) -> dict[str, Any]:
+    """The evaluation of each student, by the name of its file."""
+    from limbeck.config import load_config
+
+    files, own = _student_files(student)
+    table = source if source is not None and source.lower().endswith(_TABLES) else None
+    wanted = own if source is None or table is not None else source
+    if wanted is None:
+        raise ConfigError(f"{student} is in no run folder, so its data are not known: name a configuration as well")
+    config = load_config(wanted)
+    from limbeck.build import build_data, table_like
+    from limbeck.models import load_user_file
+
+    user = load_user_file(models) if models else None
+    data = build_data(config)
+    if table is None:
+        counts = None if data.train.groups is None else data.train.groups.counts()
+        judged = getattr(data, part)
+    else:
+        counts, judged = None, table_like(config, data, table)
+    return {file.stem: _evaluation(file, judged, counts, user) for file in files}
+
+
+_TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
+
+
+def _evaluation(file: Path, data: Data, training_counts: Any, user: dict[str, object] | None) -> Any:
+    from limbeck.evaluation import evaluate
+    from limbeck.models import load_model
+
+    saved = load_model(file, inputs_shape=data.sample_shape, user=user)
+    if saved.classes != data.classes:
+        raise ConfigError(
+            f"{file} tells {', '.join(saved.classes)} apart, and the data have the classes {', '.join(data.classes)}: "
+            "give the data it was trained for"
+        )
+    return evaluate(saved.model, data, training_counts=training_counts)
+
+
+def _student_files(student: Path) -> tuple[list[Path], Path | None]:
+    """The model files that are meant, and the configuration of their run where there is one."""
+    folder = student if student.is_dir() else student.parent.parent
+    files = sorted((student / "models").glob("*.safetensors")) if student.is_dir() else [student]
+    if not files:
+        raise ConfigError(f"{student} holds no students: expected a run folder with models/*.safetensors")
+    config = folder / "config.yaml"
+    return files, config if config.is_file() else None
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Plain JSON in place of a table.")
+@_debug
+def recipes(as_json: bool) -> None:
+    """List the recipes: what each is, whom it trusts, what it needs."""
+    import json
+
+    from limbeck.presets import describe_presets
+
+    found = describe_presets()
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("recipe", "what it is", "trusts", "from the teacher", "labels beside training's", "classes"):
+        table.add_column(title, overflow="fold")
+    for row in found:
+        what = f"{row['title']} ({row['paper']})" if row["paper"] else row["title"]
+        table.add_row(row["name"], what, row["trusts"], row["teacher"], row["labels"], row["classes"])
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
+
+
+_WIDTH = 160
+"""Columns of a table that goes to a file or a pipe, where no terminal says how wide it is."""
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="The file to write (default NAME.yaml)."
+)
+@click.option("--label", help="The column or array of the classes, where the guess would be wrong.")
+@click.option("--force", is_flag=True, help="Replace the file where it exists.")
+@_debug
+def init(data: Path, output: Path | None, label: str | None, force: bool) -> None:
+    """Look at DATA and write a commented configuration to start from.
+
+    DATA is a CSV or Parquet table, an .npz file, or a folder of images.
+    """
+    from limbeck.starter import starter
+
+    name = data.resolve().name.partition(".")[0] or "data"
+    target = output or Path(f"{name}.yaml")
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists: name another file with --output, or replace it with --force")
+    found = starter(data, label=label, folder=target.resolve().parent)
+    target.write_text(found.text, encoding="utf-8")
+    for line in found.seen:
+        click.echo(line)
+    click.echo(f"\nwrote {target}. Read it, correct what is wrong, then: limbeck pilot {target}")
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Where to (default LIMBECK_DATA or the cache)."
+)
+@_debug
+def download(name: str, folder: Path | None) -> None:
+    """Fetch the data set NAME from its official source."""
+    from limbeck.data.download import download as fetch
+
+    for path in fetch(name, folder):
+        click.echo(str(path))
+
+
+@main.command()
+@_debug
+def version() -> None:
+    """Print the versions of limbeck and of what its results depend on."""
+    import platform
+    from importlib import metadata
+
+    click.echo(f"limbeck {__version__}")
+    for package in ("torch", "numpy", "scikit-learn", "pyarrow"):
+        click.echo(f"{package} {metadata.version(package)}")
+    click.echo(f"python {platform.python_version()}")
+
+
+if __name__ == "__main__":
+    main()

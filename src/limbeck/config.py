@@ -1,0 +1,353 @@
+"""The configuration file of a pilot: what it may say, checked in full before anything runs.
+
+A configuration is data: it names models, recipes and files, and never imports or runs anything. All problems of a file
+are reported at once, each with its line. Checking one imports neither torch nor numpy.
+
+Paths in a configuration are relative to the file it stands in, except `output`, which is relative to the working
+directory, like any other place a command writes to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
+
+from limbeck.config_data import DataField
+from limbeck.errors import ConfigError, unknown_name
+from limbeck.models.spec import ModelField
+from limbeck.plain import PlainFile, parse_plain, read_plain
+from limbeck.validation import (
+    Count,
+    FromList,
+    InputFile,
+    Problem,
+    Section,
+    Text,
+    Texts,
+    described,
+    details,
+    problem,
+    problem_at,
+    problems,
+    refuse,
+)
+
+EXAMPLE_PREFIX = "example:"
+
+# Recipes --------------------------------------------------------------------------------------------------------------
+
+
+class RecipeEntry(Section):
+    """One recipe to try: a preset with options (`recipe`), or one of the file's own (`terms` and more).
+
+    Attributes:
+        name: how tables call it; the preset's name where none is given.
+        recipe: the preset.
+        teacher: the teachers it learns from.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    name: Text | None = None
+    recipe: Text | None = None
+    teacher: Texts | None = None
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        return cast(str, self.name or self.recipe)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The keys of the teachers it names."""
+        return self.teacher or ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Plain data for `limbeck.recipe`: everything but the teachers."""
+        named = {"name": self.name} if self.name else {}
+        preset = {"recipe": self.recipe} if self.recipe else {}
+        return {**preset, **named, **(self.model_extra or {})}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        extra = self.model_extra or {}
+        if self.recipe and "terms" in extra:
+            raise problem("is both the preset 'recipe' and its own 'terms': expected one of them")
+        if not self.recipe and "terms" not in extra:
+            raise problem("expected 'recipe' (the name of a preset), or 'name' and 'terms' of a recipe of your own")
+        if not self.recipe and not self.name:
+            raise problem("a recipe of your own needs a 'name'")
+        if "terms" in extra:
+            _check_terms(extra["terms"])
+        return self
+
+
+def _check_terms(terms: object) -> None:
+    if not isinstance(terms, list) or not terms:
+        raise problem(f"terms: found {described(terms)}, expected a list of at least one term")
+    for index, term in enumerate(terms):
+        if not (isinstance(term, str) or (isinstance(term, Mapping) and isinstance(term.get("term"), str))):
+            expected = "expected the name of a term, or a mapping with the key 'term'"
+            raise problem(f"terms[{index}]: found {described(term)}, {expected}")
+
+
+def _parse_recipe(value: object, info: ValidationInfo) -> RecipeEntry:
+    if isinstance(value, RecipeEntry):
+        return value
+    if isinstance(value, str):
+        value = {"recipe": value}
+    if not isinstance(value, Mapping):
+        raise problem(f"found {described(value)}, expected the name of a recipe, or a mapping")
+    return RecipeEntry.model_validate(dict(value), context=info.context)
+
+
+RecipeField = Annotated[RecipeEntry, PlainValidator(_parse_recipe)]
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Training(Section):
+    """How a model is trained: the same for every recipe, so that the recipes are what differs."""
+
+    epochs: Count = 10
+    batch_size: Count = 256
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    schedule: Literal["cosine", "constant", "step", "exponential"] = "cosine"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    clip: Positive | None = None
+
+    def updated(self, changes: TrainingChanges) -> Training:
+        """These settings with those that `changes` names replaced."""
+        return self.model_copy(update=changes.model_dump(exclude_unset=True))
+
+
+class TrainingChanges(Training):
+    """Settings of a teacher that differ from the student's; only what is written counts."""
+
+    def plain(self) -> dict[str, Any]:
+        """Only what is written."""
+        return {key: value for key, value in super().plain().items() if key in self.model_fields_set}
+
+
+# Teachers -------------------------------------------------------------------------------------------------------------
+
+
+class TeacherSection(Section):
+    """Where a teacher comes from: trained here (`model`, `recipe`), or finished (`weights`, `table`, `onnx`).
+
+    Attributes:
+        model: its network; with `weights` it is used as it is, otherwise trained first.
+        recipe: how it is trained; a recipe without a teacher.
+        training: what differs from the student's training.
+        weights: a safetensors file of the finished `model`.
+        table: a Parquet or CSV file of its probabilities by sample id.
+        onnx: an ONNX file.
+    """
+
+    model: ModelField | None = None
+    recipe: RecipeField | None = None
+    training: TrainingChanges | None = None
+    weights: InputFile | None = None
+    table: InputFile | None = None
+    onnx: InputFile | None = None
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether the pilot trains it."""
+        return self.model is not None and self.weights is None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        sources = [key for key in ("model", "table", "onnx") if getattr(self, key) is not None]
+        if self.weights is not None and self.model is None:
+            raise problem("weights need the model they belong to: add 'model'")
+        if len(sources) != 1:
+            found = " and ".join(sources) if sources else "none"
+            raise problem(f"a teacher has one source, model, table or onnx: found {found}")
+        if not self.trained_here:
+            for key in ("recipe", "training"):
+                if getattr(self, key) is not None:
+                    raise problem(f"this teacher is finished, so there is nothing to train: remove {key!r}")
+        if self.recipe is not None and self.recipe.teachers:
+            raise problem("a teacher's recipe cannot have a teacher of its own: use a recipe without one")
+        return self
+
+
+# The whole ------------------------------------------------------------------------------------------------------------
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+"""A name that is also one of a folder."""
+
+
+class PilotConfig(Section):
+    """A pilot: data, teachers, one student, the recipes to try on it, and how often.
+
+    Attributes:
+        name: how the report calls it.
+        teachers: by the key that recipes name them with.
+        student: the model every recipe trains.
+        selection: which epoch's student is kept: the best in its worst group, worst class or on average, or the last;
+            by worst group where groups are declared, else on average, where nothing is said.
+        output: the run folder, relative to the working directory; `runs/<name>` where none is given.
+    """
+
+    name: Key = "pilot"
+    data: DataField
+    teachers: dict[Key, TeacherSection] = Field(default_factory=dict)
+    student: ModelField
+    recipes: Annotated[tuple[RecipeField, ...], Field(min_length=1), FromList]
+    training: Training = Field(default_factory=Training)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), FromList] = (0, 1, 2)
+    selection: Literal["worst_group", "worst_class", "average", "last"] | None = None
+    output: Text | None = None
+
+    @property
+    def output_folder(self) -> Path:
+        """Where results go."""
+        return Path(self.output) if self.output else Path("runs") / self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, every default written out, every path absolute: what a run folder keeps."""
+        return self.plain()
+
+    def training_of(self, teacher: str) -> Training:
+        """How a teacher is trained."""
+        changes = self.teachers[teacher].training
+        return self.training if changes is None else self.training.updated(changes)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _consistent(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        # Looked for in what was written, so that a mistyped teacher is told beside a mistyped epoch.
+        found = _contradictions(value) if isinstance(value, Mapping) else []
+        try:
+            config = handler(value)
+        except ValidationError as error:
+            refuse(cls.__name__, [*details(error), *found])
+            raise
+        refuse(cls.__name__, found)
+        return config
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[InitErrorDetails]:
+    """What no section sees alone: a recipe whose teacher is not declared, two of one name, a seed that stands twice."""
+    found: list[InitErrorDetails] = []
+    teachers, recipes, seeds = (values.get(key) for key in ("teachers", "recipes", "seeds"))
+    known = [str(key) for key in teachers] if isinstance(teachers, Mapping) else []
+    names: dict[str, int] = {}
+    for index, recipe in enumerate(recipes if isinstance(recipes, (list, tuple)) else ()):
+        entry = {"recipe": recipe} if isinstance(recipe, str) else recipe
+        if isinstance(entry, RecipeEntry):
+            entry = entry.plain()
+        if not isinstance(entry, Mapping):
+            continue
+        asked = entry.get("teacher")
+        for teacher in asked if isinstance(asked, (list, tuple)) else (asked,):
+            if isinstance(teacher, str) and teacher not in known:
+                near = unknown_name("teacher", teacher, known)
+                message = near if known else f"unknown teacher {teacher!r}: no teachers are declared"
+                found.append(problem_at(("recipes", index, "teacher"), message, teacher))
+        label = entry.get("name") or entry.get("recipe")
+        if isinstance(label, str):
+            if label in names:
+                message = f"called {label!r} like recipes[{names[label]}]: give one of them another 'name'"
+                found.append(problem_at(("recipes", index), message, label))
+            names.setdefault(label, index)
+    if isinstance(seeds, (list, tuple)):
+        twice = [seed for index, seed in enumerate(seeds) if seed in seeds[:index]]
+        if twice:
+            message = f"{described(twice[0])} stands twice: one run would count as two"
+            found.append(problem_at(("seeds",), message, twice[0]))
+    return found
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def load_config(source: str | Path) -> PilotConfig:
+    """Read and check a configuration.
+
+    Args:
+        source: a YAML or JSON file, or `example:<name>` for one that comes with the library.
+
+    Raises:
+        ConfigError: listing every problem, each with its line where the file is YAML.
+    """
+    text = str(source)
+    if text.startswith(EXAMPLE_PREFIX):
+        name = text.removeprefix(EXAMPLE_PREFIX)
+        return _checked(parse_plain(example_text(name), name=f"{name}.yaml"), folder=Path())
+    path = Path(source).expanduser()
+    if text in examples() and not path.exists():
+        raise ConfigError(
+            f"there is no file {path}: did you mean {EXAMPLE_PREFIX}{text}, which comes with the library?"
+        )
+    return _checked(read_plain(path), folder=path.resolve().parent)
+
+
+def config_from_dict(values: Mapping[str, Any], *, folder: str | Path | None = None) -> PilotConfig:
+    """Check a configuration given as plain data.
+
+    Args:
+        values: what the file would say.
+        folder: where its relative paths begin; the working directory where none is given.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
+    return _checked(PlainFile(dict(values), "configuration"), folder=Path(folder or ""))
+
+
+def examples() -> tuple[str, ...]:
+    """The names of the configurations that come with the library."""
+    found = (entry.name for entry in (resources.files("limbeck") / "examples").iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
+
+
+def example_text(name: str) -> str:
+    """The text of a configuration that comes with the library.
+
+    Raises:
+        ConfigError: where there is no such example.
+    """
+    if name not in examples():
+        raise ConfigError(unknown_name("example", name, examples()))
+    return (resources.files("limbeck") / "examples" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _checked(file: PlainFile, *, folder: Path) -> PilotConfig:
+    if not isinstance(file.values, Mapping):
+        raise ConfigError(f"{file.name}: found {described(file.values)}, expected a mapping with the key 'data'")
+    try:
+        return PilotConfig.model_validate(dict(file.values), context={"folder": folder})
+    except ValidationError as error:
+        raise ConfigError(_told(file, problems(error))) from None
+
+
+def _told(file: PlainFile, found: Sequence[Problem]) -> str:
+    if len(found) == 1:
+        line = file.line(found[0].path)
+        return f"{file.name}{f', line {line}' if line else ''}: {found[0]}"
+    rows = sorted((file.line(each.path) or 0, index, each) for index, each in enumerate(found))
+    lines = [f"  {f'line {line}: ' if line else ''}{each}" for line, _, each in rows]
+    return "\n".join([f"{file.name}: {len(found)} problems", *lines])

@@ -1,0 +1,142 @@
+"""Where a step runs: plain torch on one device, Lightning Fabric under `torchrun` on several; and in which precision."""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import require
+
+FLOAT32: dict[str, Any] = {"autocast": False, "channels_last": False}
+WARM_UP, TIMED = 2, 5
+WORTHWHILE = 0.95
+
+
+class Engine:
+    """One device: nothing between the loop and torch."""
+
+    first = True
+
+    def __init__(self, precision: Mapping[str, Any]) -> None:
+        self._autocast = bool(precision["autocast"])
+
+    def place(self, calls: nn.Module, objective: nn.Module) -> nn.Module:
+        """The student as the loop calls it."""
+        return calls
+
+    def part(self, start: int, end: int) -> slice:
+        """This device's part of the global batch of positions start..end-1 of an epoch."""
+        return slice(start, end)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the student's forward pass."""
+        return torch.autocast("cpu", torch.bfloat16) if self._autocast else nullcontext()
+
+    def gather(self, order: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and losses of an epoch over all devices."""
+        return order, losses
+
+
+def engine_for(precision: Mapping[str, Any]) -> Engine:
+    """Plain torch, or Fabric where `torchrun` started more than one process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return FabricEngine(precision)
+    return Engine(precision)
+
+
+class FabricEngine(Engine):
+    """Several processes: the global batch is cut into equal strides, gradients are averaged by DDP."""
+
+    def __init__(self, precision: Mapping[str, Any]) -> None:
+        super().__init__(precision)
+        fabric_module = require("lightning_fabric", "distributed")
+        world = int(os.environ["WORLD_SIZE"])
+        nodes = max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+        self.fabric = fabric_module.Fabric(accelerator="cpu", devices=world // nodes, num_nodes=nodes, strategy="ddp")
+        self.fabric.launch()
+        self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
+        self.first = self.rank == 0
+        self._scale = 1.0
+        self._beside: list[nn.Parameter] = []
+
+    def place(self, calls: nn.Module, objective: nn.Module) -> nn.Module:
+        """The student wrapped by DDP; the objective's own parameters are averaged after each backward pass."""
+        self._beside = [part for part in objective.parameters() if part.requires_grad]
+        return self.fabric.setup_module(calls)  # type: ignore[no-any-return]
+
+    def part(self, start: int, end: int) -> slice:
+        """Every world-th position, so that the processes' parts differ by one sample at most."""
+        mine = slice(start + self.rank, end, self.world)
+        # DDP averages over processes; the mean over the global batch weighs each process by its samples.
+        self._scale = len(range(start + self.rank, end, self.world)) * self.world / (end - start)
+        return mine
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients, averaged over processes."""
+        self.fabric.backward(loss if self._scale == 1.0 else loss * self._scale)
+        for parameter in self._beside:
+            if parameter.grad is not None:
+                parameter.grad = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
+
+    def gather(self, order: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the processes' parts, each of which is zero where another wrote."""
+        return order, self.fabric.all_reduce(losses, reduce_op="sum")
+
+
+def choose_precision(
+    wanted: str | Mapping[str, Any], model: nn.Module, example: Any, step: Callable[[nn.Module, Any], Tensor]
+) -> dict[str, Any]:
+    """The precision of a run.
+
+    Args:
+        wanted: `float32`, `bfloat16`, `auto`, or a choice made before.
+        model: the student; a copy of it is timed.
+        example: a batch of inputs.
+        step: from a model and inputs to a scalar to differentiate.
+
+    Returns:
+        {autocast, channels_last}, and for `auto` the milliseconds of each candidate.
+    """
+    if isinstance(wanted, Mapping):
+        return dict(wanted)
+    if wanted != "auto":
+        return FLOAT32 | {"autocast": wanted == "bfloat16"}
+    images = isinstance(example, Tensor) and example.ndim == 4 and any(isinstance(m, nn.Conv2d) for m in model.modules())
+    candidates = [FLOAT32, FLOAT32 | {"autocast": True}]
+    if images:
+        candidates += [candidate | {"channels_last": True} for candidate in candidates]
+    times = [_milliseconds(candidate, model, example, step) for candidate in candidates]
+    fastest = min(range(len(candidates)), key=times.__getitem__)
+    # A choice within the noise of the timing is not worth another arithmetic.
+    chosen = fastest if times[fastest] < WORTHWHILE * times[0] else 0
+    measured = [candidate | {"milliseconds": value} for candidate, value in zip(candidates, times, strict=True)]
+    return candidates[chosen] | {"measured": measured}
+
+
+def _milliseconds(
+    candidate: Mapping[str, Any], model: nn.Module, example: Any, step: Callable[[nn.Module, Any], Tensor]
+) -> float:
+    engine, trial = Engine(candidate), copy.deepcopy(model).train()
+    if candidate["channels_last"]:
+        trial = trial.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        example = example.contiguous(memory_format=torch.channels_last)
+    taken = []
+    for _ in range(WARM_UP + TIMED):
+        started = time.perf_counter()
+        with engine.autocast():
+            value = step(trial, example)
+        engine.backward(value)
+        taken.append(1000 * (time.perf_counter() - started))
+    return statistics.median(taken[WARM_UP:])

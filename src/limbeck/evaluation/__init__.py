@@ -1,0 +1,71 @@
+"""What a model does in every group, with what certainty, and whether another is better. NumPy and SciPy only.
+
+`evaluate` is the way in for one model, `limbeck.evaluation.compare.compare` for two.
+"""
+
+from limbeck.evaluation.bootstrap import (
+    Accuracies,
+    PairedCounts,
+    bootstrap_counts,
+    hierarchical_bootstrap,
+    paired_bootstrap,
+    percentile_interval,
+)
+from limbeck.evaluation.calibration import (
+    brier_score,
+    classwise_calibration_error,
+    expected_calibration_error,
+    group_calibration_error,
+    log_softmax,
+    negative_log_likelihood,
+    score_samples,
+)
+from limbeck.evaluation.compare import (
+    Comparison,
+    Difference,
+    benjamini_hochberg,
+    compare_counts,
+    decide,
+    holm,
+    mcnemar,
+    verdict,
+)
+from limbeck.evaluation.counts import UNKNOWN_GROUP, GroupCounts, Worst
+from limbeck.evaluation.intervals import clopper_pearson, interval, seeds_interval, wilson, worst_group_interval
+from limbeck.evaluation.result import Evaluation, Row, Scores, evaluate
+
+__all__ = [
+    "UNKNOWN_GROUP",
+    "Accuracies",
+    "Comparison",
+    "Difference",
+    "Evaluation",
+    "GroupCounts",
+    "PairedCounts",
+    "Row",
+    "Scores",
+    "Worst",
+    "benjamini_hochberg",
+    "bootstrap_counts",
+    "brier_score",
+    "classwise_calibration_error",
+    "clopper_pearson",
+    "compare_counts",
+    "decide",
+    "evaluate",
+    "expected_calibration_error",
+    "group_calibration_error",
+    "hierarchical_bootstrap",
+    "holm",
+    "interval",
+    "log_softmax",
+    "mcnemar",
+    "negative_log_likelihood",
+    "paired_bootstrap",
+    "percentile_interval",
+    "score_samples",
+    "seeds_interval",
+    "verdict",
+    "wilson",
+    "worst_group_interval",
+]

@@ -1,0 +1,212 @@
+"""One cell of a pilot: one model trained with one recipe and one seed, kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from limbeck.callbacks import Callback
+from limbeck.checkpoint import write_json
+from limbeck.errors import CheckpointError
+from limbeck.evaluation import evaluate
+from limbeck.fitting import fit
+from limbeck.heads import TransplantedStudent
+from limbeck.models import load_weights
+from limbeck.predict import predict_logits
+from limbeck.recipe import Recipe
+from limbeck.selection import SelectionRule
+from limbeck.training import Training
+
+if TYPE_CHECKING:
+    from limbeck.data import Data
+
+ModelFactory = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the comparison: a model, a recipe and the teacher it learns from; each seed of it is a cell.
+
+    Args:
+        key: unique in the pilot, fit for a file name.
+        label: how tables call it.
+        role: `teacher`, `baseline` (no teacher) or `student`.
+        model: builds it, or a module to start every seed from.
+        recipe: what it is trained by; None for a finished teacher.
+        training: how; None for a finished teacher.
+        teacher: the key of its teacher's arm, or None.
+        source: a finished teacher: a module, a table of probabilities, …
+    """
+
+    key: str
+    label: str
+    role: str
+    model: ModelFactory | nn.Module | None = None
+    recipe: Recipe | None = None
+    training: Training | None = None
+    teacher: str | None = None
+    source: Any = None
+
+
+@dataclass(frozen=True)
+class CellFiles:
+    """Where the files of a cell are; without a folder nothing is kept."""
+
+    folder: Path | None
+    key: str
+    seed: int
+
+    def _path(self, kind: str, ending: str) -> Path | None:
+        return None if self.folder is None else self.folder / kind / f"{self.key}-seed{self.seed}{ending}"
+
+    @property
+    def record(self) -> Path | None:
+        """The cell's results; it is written last, so that where it exists the cell is complete."""
+        return self._path("cells", ".json")
+
+    @property
+    def weights(self) -> Path | None:
+        """The model of the selected epoch."""
+        return self._path("models", ".safetensors")
+
+    @property
+    def predictions(self) -> Path | None:
+        """Predicted classes of the test samples `[N]`."""
+        return self._path("predictions", ".npy")
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """The state of an unfinished training."""
+        return self._path("checkpoints", "")
+
+    def finished(self) -> dict[str, Any] | None:
+        """The record of a complete cell, or None.
+
+        Raises:
+            CheckpointError: where the file is not what `write_json` left.
+        """
+        if self.record is None or not self.record.is_file():
+            return None
+        try:
+            found = json.loads(self.record.read_text(encoding="utf-8"))
+            assert isinstance(found, dict)
+            assert self.predictions is not None and self.predictions.is_file()
+        except (ValueError, AssertionError) as error:
+            raise CheckpointError(
+                f"{self.record}: not a whole record of a cell; remove it to compute the cell again"
+            ) from error
+        return found
+
+
+@dataclass
+class CellResult:
+    """What a cell leaves: its record (plain data), its test predictions, and the model while it is at hand."""
+
+    record: dict[str, Any]
+    predictions: np.ndarray[Any, np.dtype[np.int64]]
+    teacher: Any = None
+
+
+def run_cell(
+    arm: Arm,
+    seed: int,
+    data: Data,
+    teacher: Any,
+    *,
+    selection: SelectionRule,
+    files: CellFiles,
+    callbacks: Sequence[Callback] = (),
+    card: Mapping[str, Any] | None = None,
+) -> CellResult:
+    """Train and evaluate one cell, or read it back where it is complete."""
+    if (done := files.finished()) is not None:
+        assert files.predictions is not None
+        predictions = np.load(files.predictions, allow_pickle=False).astype(np.int64)
+        return CellResult(done, predictions, _read_teacher(arm, files) if arm.role == "teacher" else None)
+    if arm.source is not None:
+        return _finished_teacher(arm, seed, data, files)
+    assert arm.model is not None and arm.recipe is not None and arm.training is not None
+    fitted = fit(
+        arm.model,
+        data,
+        teacher=teacher,
+        recipe=arm.recipe,
+        training=arm.training,
+        seed=seed,
+        selection=selection,
+        callbacks=callbacks,
+        checkpoint=files.checkpoints,
+        resume=files.checkpoints is not None,
+    )
+    record, predictions = _evaluate(fitted.model, data)
+    record |= {
+        "seed": seed,
+        "selected_epoch": fitted.selected_epoch,
+        "seconds": fitted.seconds,
+        "parameters": sum(part.numel() for part in fitted.model.parameters()),
+        "history": fitted.history,
+        "details": {name: value for name, value in fitted.details.items() if name != "wrong"},
+        "precision": fitted.training.precision,
+        "warnings": fitted.warnings,
+    }
+    if files.weights is not None:
+        shown = {name: record["test"][name] for name in ("average", "worst_group", "worst_group_name")}
+        fitted.save(files.weights, **(card or {}), test=shown, transplanted=isinstance(fitted.model, TransplantedStudent))
+    _keep(files, record, predictions)
+    return CellResult(record, predictions, fitted if arm.role == "teacher" else None)
+
+
+def _evaluate(model: Any, data: Data) -> tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.int64]]]:
+    counts = None if data.train.groups is None else data.train.groups.counts()
+    logits = predict_logits(model, data.test)
+    found = {
+        "test": evaluate(logits, data.test, training_counts=counts).to_dict(),
+        "validation": evaluate(predict_logits(model, data.validation), data.validation, training_counts=counts).to_dict(),
+    }
+    return found, logits.argmax(1).astype(np.int64)
+
+
+def _finished_teacher(arm: Arm, seed: int, data: Data, files: CellFiles) -> CellResult:
+    """Evaluate a teacher that came finished, through what it supplies."""
+    from limbeck.teachers import as_teacher, collect
+
+    teacher = as_teacher(arm.source)
+    counts = None if data.train.groups is None else data.train.groups.counts()
+    record: dict[str, Any] = {}
+    predictions = np.empty(0, np.int64)
+    for name, part in (("test", data.test), ("validation", data.validation)):
+        logits = collect(teacher, part, ("logits",))["logits"].numpy()
+        record[name] = evaluate(logits, part, training_counts=counts).to_dict()
+        if name == "test":
+            predictions = logits.argmax(1).astype(np.int64)
+    module = getattr(teacher, "module", None)
+    parameters = None if module is None else sum(part.numel() for part in module.parameters())
+    record |= {"seed": seed, "selected_epoch": None, "seconds": 0.0, "parameters": parameters, "history": []}
+    record |= {"details": {}, "warnings": [], "precision": None}
+    _keep(files, record, predictions)
+    return CellResult(record, predictions, teacher)
+
+
+def _read_teacher(arm: Arm, files: CellFiles) -> Any:
+    if arm.source is not None:
+        return arm.source
+    assert files.weights is not None and arm.model is not None
+    model = arm.model() if not isinstance(arm.model, nn.Module) else arm.model
+    load_weights(model, files.weights)
+    return model.eval()
+
+
+def _keep(files: CellFiles, record: Mapping[str, Any], predictions: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+    if files.record is None or files.predictions is None or files.checkpoints is None:
+        return
+    files.predictions.parent.mkdir(parents=True, exist_ok=True)
+    np.save(files.predictions, predictions.astype(np.int32), allow_pickle=False)
+    write_json(files.record, record)
+    shutil.rmtree(files.checkpoints, ignore_errors=True)

@@ -1,0 +1,45 @@
+"""A pilot's result in a terminal."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def result_table(record: Mapping[str, Any], width: int = 110) -> str:
+    """The table of a result: one row a model, mean ± spread over seeds on the test part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model")
+    table.add_column("average %", justify="right")
+    table.add_column("worst group %", justify="right")
+    table.add_column("which group")
+    table.add_column("parameters", justify="right")
+    table.add_column("seconds", justify="right")
+    for row in record["models"]:
+        runs = row["runs"]
+        table.add_row(
+            row["label"],
+            _spread([run["test"]["average"] for run in runs]),
+            _spread([run["test"]["worst_group"] for run in runs]),
+            Counter(str(run["test"]["worst_group_name"]) for run in runs).most_common(1)[0][0],
+            f"{row['parameters']:,}" if row["parameters"] else "unknown",
+            f"{statistics.fmean(run['seconds'] for run in runs):.1f}",
+            style="dim" if row["role"] == "teacher" else None,
+        )
+    buffer = io.StringIO()
+    Console(file=buffer, width=width).print(table)
+    return buffer.getvalue().rstrip("\n")
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean = statistics.fmean(known)
+    return f"{mean:.1f} ± {statistics.stdev(known):.1f}" if len(known) > 1 else f"{mean:.1f}"

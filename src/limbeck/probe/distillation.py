@@ -1,0 +1,200 @@
+"""Self-distillation of linear probes, in closed form and exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import scipy.special
+from numpy.typing import ArrayLike
+
+from limbeck.errors import ConfigError, unknown_name
+from limbeck.probe.features import Features, Floats, as_features, raw_matrix
+from limbeck.probe.labels import Labels
+from limbeck.probe.softmax import TOLERANCE, SoftmaxProbe
+
+Solver = Literal["linear", "exact"]
+
+
+@dataclass(frozen=True, eq=False)
+class SelfDistillation:
+    """Every round of a self-distilled linear probe; round t stands at index t − 1.
+
+    Attributes:
+        predictions: `[rounds, N, C]` on the training samples, or None where they were not kept. Rows sum to 1; those of
+            the linearised softmax may lie slightly outside 0..1.
+        predicted: `[rounds, M, C]` for the samples of `predict`, or None.
+        weights: `[rounds, D, C]`, for raw features (centring and scaling are folded in).
+        intercepts: `[rounds, C]`.
+        solver: "linear": prediction = intercept + x·weights; "exact": prediction = softmax(intercept + x·weights).
+        weight_decay: λ.
+        eigenvalues: `[r]` of the Gram matrix, descending (r = min(N, D); the rest are 0).
+        filters: `[rounds, r]`, the factor (g / (g + CNλ))ᵗ by which round t of the linearised probe keeps the given
+            labels along each eigenvector.
+        residuals: `[rounds]`, largest deviation of a probability from the softmax fixed point (exact solver); None for
+            the closed form.
+    """
+
+    predictions: Floats | None
+    predicted: Floats | None
+    weights: Floats
+    intercepts: Floats
+    solver: Solver
+    weight_decay: float
+    eigenvalues: Floats
+    filters: Floats
+    residuals: Floats | None
+
+    @property
+    def rounds(self) -> int:
+        """The number of rounds."""
+        return len(self.weights)
+
+    def predict(self, features: ArrayLike) -> Floats:
+        """Predictions of every round for new samples: `[M, D]` → `[rounds, M, C]`.
+
+        Raises:
+            DataError: where the width differs from the features fitted on.
+        """
+        x = raw_matrix(features, self.weights.shape[1], "features")
+        return outputs(Features(x), self.weights, self.intercepts, self.solver)
+
+
+def self_distillation(
+    features: ArrayLike | Features,
+    labels: ArrayLike,
+    rounds: int,
+    weight_decay: float,
+    solver: Solver = "linear",
+    *,
+    bias: bool = False,
+    standardise: bool = False,
+    class_weights: Literal["balanced"] | ArrayLike | None = None,
+    classes: int | None = None,
+    predict: ArrayLike | None = None,
+    keep_predictions: bool = True,
+    tolerance: float = TOLERANCE,
+) -> SelfDistillation:
+    """Multi-round self-distillation of a linear softmax probe (arXiv 2402.10482, sections 3 and 4).
+
+    Round 1 learns the given labels, round t the outputs of round t − 1 with fresh weights, by cross entropy averaged
+    over the N samples plus λ/2 ‖W‖². With G the Gram matrix of the features:
+
+        exact    Y⁽ᵗ⁾ = softmax((Y⁽ᵗ⁻¹⁾ − Y⁽ᵗ⁾) G / (Nλ))
+        linear   Y⁽ᵗ⁾ = 1/C + (Y⁽⁰⁾ − 1/C) V diag((g / (g + CNλ))ᵗ) Vᵀ,    G = V diag(g) Vᵀ
+
+    The closed form (linear) costs one Gram product and one eigendecomposition, in the smaller of sample and feature
+    space, for all rounds together. Everything is float64; features are converted a block of rows at a time, so memory
+    beside the input is min(N, D)² + the predictions, rounds·N·C (`keep_predictions=False` leaves them out), + 3·N·C
+    for the exact solver.
+
+    Args:
+        features: `[N, D]`, or `Features` prepared once for many calls.
+        labels: `[N]` class numbers, or `[N, C]` soft labels whose rows sum to 1.
+        rounds: 1 or more.
+        weight_decay: λ > 0, on the scale of the mean loss.
+        solver: "linear" (closed form of the linearised softmax) or "exact" (Newton's method on the fixed point).
+        bias: an unpenalised intercept; the paper has none.
+        standardise: centre and scale every feature first.
+        class_weights: None; "balanced": sample weights N / (C·n_k); or `[C]` positive numbers. They follow the *given*
+            labels in every round and are scaled to mean 1 over the samples.
+        classes: C, where the labels do not show the last classes.
+        predict: `[M, D]`, more samples to predict every round.
+        keep_predictions: whether to keep the predictions on the training samples.
+        tolerance: of the exact solver, largest deviation of a probability from the fixed point.
+
+    Returns:
+        predictions, weights and residuals of every round.
+
+    Raises:
+        DataError: where features or labels cannot be used.
+        ConfigError: where an option is out of range, or weight_decay too small for the tolerance.
+    """
+    if rounds < 1:
+        raise ConfigError(f"rounds: expected 1 or more, found {rounds}")
+    check_options(weight_decay, solver)
+    prepared = as_features(features, bias, standardise)
+    given = Labels(labels, classes, len(prepared), signed=solver == "linear")
+    if class_weights is not None:
+        prepared = prepared.reweighted(given.sample_weights(class_weights))
+    width = prepared.width if predict is None else raw_matrix(predict, prepared.width, "predict").shape[1]
+    weights, intercepts = np.empty((rounds, width, given.classes)), np.empty((rounds, given.classes))
+    predictions = np.empty((rounds, len(prepared), given.classes)) if keep_predictions else None
+    residuals = None
+    if solver == "linear":
+        _closed_form(prepared, given, weight_decay, weights, intercepts)
+        if predictions is not None:
+            outputs(prepared, weights, intercepts, "linear", predictions)
+    else:
+        residuals = np.empty(rounds)
+        probe, targets, start = SoftmaxProbe(prepared, weight_decay, tolerance=tolerance), given.dense(), None
+        for index in range(rounds):
+            start = fit = probe.fit(targets, start)
+            weights[index], intercepts[index], residuals[index] = fit.weights, fit.intercept, fit.residual
+            targets = fit.probabilities
+            if predictions is not None:
+                predictions[index] = targets
+    for index in range(rounds):
+        weights[index], intercepts[index] = prepared.unfold(weights[index], intercepts[index])
+    values = prepared.spectrum.values
+    kept = values / (values + given.classes * len(prepared) * weight_decay)
+    return SelfDistillation(
+        predictions=predictions,
+        predicted=None if predict is None else outputs(Features(predict), weights, intercepts, solver),
+        weights=weights,
+        intercepts=intercepts,
+        solver=solver,
+        weight_decay=weight_decay,
+        eigenvalues=values,
+        filters=kept ** np.arange(1, rounds + 1)[:, None],
+        residuals=residuals,
+    )
+
+
+def check_options(weight_decay: float, solver: str) -> None:
+    """Raises ConfigError where the weight decay is not positive or the solver unknown."""
+    if not (np.isfinite(weight_decay) and weight_decay > 0):
+        raise ConfigError(
+            f"weight_decay: expected a positive number (the theory has no limit at 0), found {weight_decay}"
+        )
+    if solver not in get_args(Solver):
+        raise ConfigError(unknown_name("solver", solver, get_args(Solver)))
+
+
+def outputs(
+    features: Features, weights: Floats, intercepts: Floats, solver: Solver, out: Floats | None = None
+) -> Floats:
+    """Predictions `[rounds, N, C]` from weights `[rounds, D, C]` and intercepts `[rounds, C]`, in one pass."""
+    rounds, width, classes = weights.shape
+    stacked = np.ascontiguousarray(weights.transpose(1, 0, 2)).reshape(width, rounds * classes)
+    result = np.empty((rounds, len(features), classes)) if out is None else out
+    for rows, block in features.blocks():
+        scores = (block @ stacked).reshape(len(block), rounds, classes) + intercepts
+        result[:, rows] = (scores if solver == "linear" else scipy.special.softmax(scores, axis=2)).transpose(1, 0, 2)
+    return result
+
+
+def _closed_form(features: Features, given: Labels, weight_decay: float, weights: Floats, intercepts: Floats) -> None:
+    """Fills weights and intercepts of every round of the linearised probe, for the prepared features.
+
+    With a bias the linearised output keeps the (weighted) mean label in every round, so that takes the place of 1/C.
+    """
+    spectrum, rounds, classes = features.spectrum, len(weights), given.classes
+    base = given.mean(features.sample_weights) if features.bias else np.full(classes, 1 / classes)
+    # R^½ turns the weighted problem into an unweighted one; in sample space it has to be undone at the end.
+    root = 1.0 if features.sample_weights is None else np.sqrt(features.sample_weights)[:, None]
+    if spectrum.space == "feature":
+        coordinates = spectrum.vectors.T @ features.transposed_times(lambda rows: given.rows(rows) - base)
+    else:
+        coordinates = spectrum.vectors.T @ (root * (given.dense() - base))
+    penalised = spectrum.values + classes * len(features) * weight_decay
+    shrunk = (spectrum.values / penalised) ** np.arange(rounds)[:, None] / penalised
+    stacked = (shrunk[:, :, None] * coordinates).transpose(1, 0, 2).reshape(len(penalised), rounds * classes)
+    combined = spectrum.vectors @ stacked
+    if spectrum.space == "sample":
+        combined /= root
+        dual = combined
+        combined = features.transposed_times(lambda rows: dual[rows])
+    weights[:] = combined.reshape(features.width, rounds, classes).transpose(1, 0, 2)
+    intercepts[:] = base

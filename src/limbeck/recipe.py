@@ -1,0 +1,578 @@
+"""A recipe: what the student learns, whom it listens to, which head it ends in, and the steps around the loop.
+
+Every method is a value of one class, so that any term combines with any weighting and any head. A combination that makes
+no sense is refused when the recipe is made (or, where data or teacher decide, before the first step) with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import RecipeError, unknown_name
+from limbeck.heads import PROJECTORS
+from limbeck.terms.catalogue import CATALOGUE as TERMS
+from limbeck.terms.catalogue import CONTEXT, TermInfo, context_needs, needs, options
+from limbeck.terms.basic import standardise
+from limbeck.weighting.catalogue import WEIGHTINGS
+
+Plain = Mapping[str, Any]
+T = TypeVar("T")
+SAMPLINGS = ("shuffle", "group_balanced", "class_balanced")
+TEACHER_FIELDS = ("teacher_logits", "teachers_logits", "teacher_features", "teacher_maps")
+
+
+def _public_name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _check_options(kind: str, name: str, function: Callable[..., Any], given: Plain) -> None:
+    known = options(function)
+    for option in given:
+        if option not in known:
+            raise RecipeError(f"{kind} {name!r}: " + unknown_name("option", option, known))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of the objective.
+
+    Args:
+        function: a per-sample loss returning `[B]`, or a class of `nn.Module` built once per run whose `forward` does. The
+            names of its required parameters say which fields of a batch it needs (see `limbeck.terms.catalogue`).
+        weight: factor on the value.
+        options: its hyper-parameters.
+        warmup: share of training over which the factor rises from 0 to `weight`: min((e+1)/(warmup·E), 1), e from 0.
+        standardise: z-score student and teacher logits first (LSKD, CVPR 2024).
+        weighted: False takes the term out of the weighting: its plain mean is added.
+        per_sample: False for a term over batch statistics, which returns a scalar.
+        minimum_classes: the least number of classes at which it has a gradient.
+    """
+
+    function: Callable[..., Any]
+    weight: float = 1.0
+    options: Plain = field(default_factory=dict)
+    warmup: float = 0.0
+    standardise: bool = False
+    weighted: bool = True
+    per_sample: bool = True
+    minimum_classes: int = 2
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or _public_name(self.function))
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        if not 0.0 <= self.warmup <= 1.0:
+            raise RecipeError(f"term {self.name!r}: warmup is a share of training in 0..1, found {self.warmup}")
+        _check_options("term", self.name, self.function, self.options)
+
+    @classmethod
+    def named(cls, name: str, functions: Plain | None = None, **settings: Any) -> Term:
+        """A term of the catalogue, or one of the user's own `functions`, by name.
+
+        Settings that are fields of `Term` are taken as such, the rest are the term's options.
+
+        Raises:
+            RecipeError: for an unknown name or option, with the nearest known one.
+        """
+        own = functions or {}
+        if name in own:
+            value = own[name]
+            info = value if isinstance(value, TermInfo) else TermInfo(function=value, source="user")
+        elif name in TERMS:
+            info = TERMS[name]
+        else:
+            raise RecipeError(unknown_name("term", name, [*TERMS, *own]))
+        own_fields = {key: settings.pop(key) for key in ("weight", "warmup", "standardise", "weighted") if key in settings}
+        return cls(
+            info.function,
+            options=settings,
+            per_sample=info.per_sample,
+            minimum_classes=info.minimum_classes,
+            name=name,
+            **own_fields,
+        )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields of a batch that it reads."""
+        return needs(self.function)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the inverse of `Term.named`."""
+        found: dict[str, Any] = {"term": self.name}
+        for name, default in (("weight", 1.0), ("warmup", 0.0), ("standardise", False), ("weighted", True)):
+            if getattr(self, name) != default:
+                found[name] = getattr(self, name)
+        return found | dict(self.options)
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Who is listened to: the factory of a weighting, called once per run, and its options."""
+
+    factory: Callable[..., Any]
+    options: Plain = field(default_factory=dict)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or _public_name(self.factory))
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        _check_options("weighting", self.name, self.factory, self.options)
+
+    @classmethod
+    def named(cls, name: str, functions: Plain | None = None, **settings: Any) -> Weighting:
+        """A weighting of the catalogue, or one of the user's own, by name."""
+        own = functions or {}
+        if name in own:
+            return cls(own[name], settings, name)
+        if name not in WEIGHTINGS:
+            raise RecipeError(unknown_name("weighting", name, [*WEIGHTINGS, *own]))
+        return cls(WEIGHTINGS[name].factory, settings, name)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields of a batch that it reads, `losses` aside."""
+        return tuple(name for name in needs(self.factory) if name != "losses")
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """What its constructor takes from the run."""
+        return context_needs(self.factory)
+
+    @property
+    def per_teacher(self) -> bool:
+        """Whether it weighs the losses of several teachers, `[T, B]`."""
+        return self.name in WEIGHTINGS and WEIGHTINGS[self.name].per_teacher
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every sample counts the same, so that a batch statistic may be added to its result."""
+        return self.name == "uniform"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the inverse of `Weighting.named`."""
+        return {"name": self.name} | dict(self.options)
+
+
+@dataclass(frozen=True)
+class Head:
+    """End the student in the teacher's last layer, copied and frozen, behind a projector (SimKD, DeTT).
+
+    Args:
+        projector: one of `limbeck.heads.PROJECTORS`.
+        match: `vector`, `map`, or `auto`: the map before pooling where both have one.
+        student_layer, teacher_layer: names of the linear layers that make the logits, where they are not the last ones.
+    """
+
+    projector: str = "auto"
+    match: str = "auto"
+    student_layer: str | None = None
+    teacher_layer: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.projector not in PROJECTORS:
+            raise RecipeError(unknown_name("projector", self.projector, PROJECTORS))
+        if self.match not in ("auto", "vector", "map"):
+            raise RecipeError(unknown_name("match", self.match, ("auto", "vector", "map")))
+
+
+@dataclass(frozen=True)
+class Identify:
+    """Train a plain student first; the training samples it gets wrong are the error set (JTT, DeTT).
+
+    Args:
+        epochs: how long; short, so that it has learned the shortcut and not yet the exceptions.
+        source: `eval` takes the errors of a clean pass afterwards, `online` those met while training in its last epoch
+            (as JTT's code collects them).
+    """
+
+    epochs: int = 1
+    source: str = "eval"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise RecipeError(f"identification needs at least one epoch, found {self.epochs}")
+        if self.source not in ("eval", "online"):
+            raise RecipeError(unknown_name("source of the error set", self.source, ("eval", "online")))
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Refit the last layer afterwards on group-balanced held-out samples (DFR)."""
+
+    penalties: tuple[float, ...] = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
+    refits: int = 20
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "penalties", tuple(float(value) for value in self.penalties))
+
+
+def _as_term(value: Any, functions: Plain | None) -> Term:
+    if isinstance(value, Term):
+        return value
+    if isinstance(value, str):
+        return Term.named(value, functions)
+    if isinstance(value, TermInfo):
+        return Term(value.function, per_sample=value.per_sample, minimum_classes=value.minimum_classes)
+    if isinstance(value, Mapping):
+        settings = dict(value)
+        if "term" not in settings:
+            raise RecipeError(f"a term is written {{term: name, option: value, …}}: found {dict(value)!r} without 'term'")
+        return Term.named(settings.pop("term"), functions, **settings)
+    if callable(value):
+        known = next((name for name, info in TERMS.items() if info.function is value), None)
+        return Term.named(known) if known else Term(value)
+    raise RecipeError(f"a term is a name, a mapping, a function or a Term: found {value!r}")
+
+
+def _as_weighting(value: Any, functions: Plain | None) -> Weighting:
+    if isinstance(value, Weighting):
+        return value
+    if isinstance(value, str):
+        return Weighting.named(value, functions)
+    if isinstance(value, Mapping):
+        settings = dict(value)
+        if "name" not in settings:
+            raise RecipeError(f"a weighting is written {{name: …, option: value}}: found {dict(value)!r} without 'name'")
+        return Weighting.named(settings.pop("name"), functions, **settings)
+    if isinstance(value, nn.Module):
+        raise RecipeError(
+            f"a weighting holds state of one run, so a recipe takes its class, not an instance: write "
+            f"Weighting({type(value).__name__}, {{options}}) or its name"
+        )
+    if callable(value):
+        known = next((name for name, info in WEIGHTINGS.items() if info.factory is value), None)
+        return Weighting.named(known) if known else Weighting(value)
+    raise RecipeError(f"a weighting is a name, a mapping, a class or a Weighting: found {value!r}")
+
+
+def _as_part(kind: str, cls: type[T], value: Any) -> T | None:
+    if value is None or isinstance(value, cls):
+        return value
+    if isinstance(value, str) and cls is Head and value == "transplant":
+        return cls()
+    if isinstance(value, Mapping):
+        settings = dict(value)
+        names = [entry.name for entry in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for key in settings:
+            if key not in names:
+                raise RecipeError(f"{kind}: " + unknown_name("option", key, names))
+        return cls(**settings)
+    raise RecipeError(f"{kind}: expected a mapping or {cls.__name__}, found {value!r}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Terms, weighting, head, and the steps around the loop.
+
+    Args:
+        terms: what the student learns: names, mappings, functions or `Term`s.
+        weighting: whom it listens to: a name, a mapping, a class or a `Weighting`.
+        head: None, "transplant" or a `Head`: end in the teacher's frozen last layer.
+        sampling: `shuffle` (each sample once an epoch), or `group_balanced` / `class_balanced` (with replacement, a
+            sample of a group of n_g drawn with weight N/n_g).
+        identify: train a biased model first and hand its error set to the weighting.
+        refit: refit the last layer afterwards on held-out, group-balanced samples.
+        rounds: more than one repeats: round 1 is a plain student (or the teacher that is given), round t has the student
+            of round t-1 as its teacher.
+        start: `own` keeps the student's own initial weights, `teacher` begins at the teacher's where shapes agree.
+        name: how tables call it.
+
+    Raises:
+        RecipeError: where the parts do not fit each other.
+    """
+
+    terms: Sequence[Any] = ("cross_entropy",)
+    weighting: Any = "uniform"
+    head: Any = None
+    sampling: str = "shuffle"
+    identify: Any = None
+    refit: Any = None
+    rounds: int = 1
+    start: str = "own"
+    name: str = "custom"
+    functions: dataclasses.InitVar[Plain | None] = None
+
+    def __post_init__(self, functions: Plain | None) -> None:
+        if isinstance(self.terms, (str, Mapping, Term)) or callable(self.terms):
+            object.__setattr__(self, "terms", (self.terms,))
+        terms = tuple(_as_term(value, functions) for value in self.terms)
+        object.__setattr__(self, "terms", terms)
+        object.__setattr__(self, "weighting", _as_weighting(self.weighting, functions))
+        object.__setattr__(self, "head", _as_part("head", Head, self.head))
+        object.__setattr__(self, "identify", _as_part("identify", Identify, self.identify))
+        object.__setattr__(self, "refit", _as_part("refit", Refit, self.refit))
+        self._check_itself()
+
+    def _check_itself(self) -> None:
+        if not self.terms:
+            raise RecipeError(f"recipe {self.name!r} has no term: name at least one, such as 'cross_entropy'")
+        if self.sampling not in SAMPLINGS:
+            raise RecipeError(unknown_name("sampling", self.sampling, SAMPLINGS))
+        if self.start not in ("own", "teacher"):
+            raise RecipeError(unknown_name("start", self.start, ("own", "teacher")))
+        if self.rounds < 1:
+            raise RecipeError(f"recipe {self.name!r}: rounds must be at least 1, found {self.rounds}")
+        for term in self.terms:
+            if not term.per_sample and term.weighted and not self.weighting.uniform:
+                raise RecipeError(
+                    f"recipe {self.name!r}: {term.name!r} is a statistic of the whole batch, so {self.weighting.name!r} cannot "
+                    f"weigh it per sample; take the term out of the weighting (weighted: false), use the weighting "
+                    f"'uniform', or a per-sample term such as 'kl_divergence'"
+                )
+        if not any(term.per_sample and term.weighted for term in self.terms) and not self.weighting.uniform:
+            raise RecipeError(
+                f"recipe {self.name!r}: no term is left for the weighting {self.weighting.name!r} to weigh; keep one term "
+                "weighted, or use the weighting 'uniform'"
+            )
+        if "error_set" in self.weighting.context and self.identify is None and "error_set" not in self.weighting.options:
+            raise RecipeError(
+                f"recipe {self.name!r}: the weighting {self.weighting.name!r} needs an error set; add "
+                "identify: {epochs: 1} so that one is found"
+            )
+        if self.identify is not None and "error_set" not in self.weighting.context:
+            raise RecipeError(
+                f"recipe {self.name!r}: identify finds an error set, but the weighting {self.weighting.name!r} does not use "
+                "one; use the weighting 'upweight'"
+            )
+        if self.refit is not None and self.head is not None:
+            raise RecipeError(
+                f"recipe {self.name!r}: a transplanted head is frozen, so it cannot be refitted; use one of the two"
+            )
+
+    # What it asks of the world ------------------------------------------------------------------------------------
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All fields of a batch that its parts read."""
+        found = {name for term in self.terms for name in term.needs}
+        if self.weighting.per_teacher:
+            found.discard("teacher_logits")
+        return frozenset(found | set(self.weighting.needs))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether somebody must give a teacher (more rounds make their own)."""
+        asks = self.head is not None or any(name in self.needs for name in TEACHER_FIELDS)
+        return asks and self.rounds == 1
+
+    @property
+    def teacher_outputs(self) -> frozenset[str]:
+        """What a teacher must supply: of logits, features, maps, head."""
+        wanted = {
+            "teacher_logits": "logits",
+            "teachers_logits": "teachers_logits",
+            "teacher_features": "features",
+            "teacher_maps": "maps",
+        }
+        found = {wanted[name] for name in self.needs if name in wanted}
+        return frozenset(found | ({"head"} if self.head is not None else set()))
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether every training sample's group must be known."""
+        context = {*self.weighting.context, *(name for term in self.terms for name in context_needs(term.function))}
+        return (
+            "groups" in self.needs
+            or self.sampling == "group_balanced"
+            or self.refit is not None
+            or bool({"groups", "group_counts"} & context - set(self.weighting.options))
+        )
+
+    def check(self, *, classes: int, groups: Sequence[str] | None, teacher: bool | None = None) -> list[str]:
+        """Hold the recipe against the task, before any training.
+
+        Args:
+            classes: how many classes there are.
+            groups: the names of the declared groups, or None.
+            teacher: whether a teacher is given; None does not look.
+
+        Returns:
+            Warnings: what still works, but not as its paper had in mind.
+
+        Raises:
+            RecipeError: saying why and what to use instead.
+        """
+        warnings = []
+        if self.needs_groups and not groups:
+            raise RecipeError(
+                f"recipe {self.name!r} needs the group of every training sample, and no groups are declared: declare them "
+                "(groups: [column, …]), or use a recipe without groups such as 'dett', 'jtt' or 'erm'"
+            )
+        if teacher is False and self.needs_teacher:
+            raise RecipeError(
+                f"recipe {self.name!r} learns from a teacher, and none is given: pass teacher=…, or use a recipe without one "
+                "such as 'erm' or 'group_dro'"
+            )
+        for term in self.terms:
+            if classes < term.minimum_classes:
+                raise RecipeError(
+                    f"recipe {self.name!r}: the term {term.name!r} has no gradient at {classes} classes (it needs "
+                    f"{term.minimum_classes} or more); leave it out, or use 'sample_confidence' or 'kl_divergence'"
+                )
+            if term.options.get("k", 0) >= classes or (term.name == "partial_label" and "k" not in term.options and classes <= 2):
+                raise RecipeError(
+                    f"recipe {self.name!r}: {term.name!r} gives the label to {term.options.get('k', 2)} of {classes} classes, which "
+                    "says nothing; use fewer candidates (k), or a recipe such as 'gce' or 'kd' at two classes"
+                )
+            if classes == 2 and term.name in TERMS and TERMS[term.name].note_two_classes:
+                warnings.append(f"{self.name}: {TERMS[term.name].note_two_classes}")
+        return warnings
+
+    # To and from plain data ---------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `Recipe.from_dict` turns back into an equal recipe."""
+        found: dict[str, Any] = {"name": self.name, "terms": [term.to_dict() for term in self.terms]}
+        found["weighting"] = self.weighting.to_dict()
+        for name in ("head", "identify", "refit"):
+            if (part := getattr(self, name)) is not None:
+                values = dataclasses.asdict(part)
+                found[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        for name, default in (("sampling", "shuffle"), ("rounds", 1), ("start", "own")):
+            if getattr(self, name) != default:
+                found[name] = getattr(self, name)
+        return found
+
+    @classmethod
+    def from_dict(cls, values: Plain, functions: Plain | None = None) -> Recipe:
+        """A recipe from plain data.
+
+        Args:
+            values: the fields of a recipe.
+            functions: the user's own terms and weightings by the name that `values` calls them.
+
+        Raises:
+            RecipeError: naming the key or value that cannot be used, and the nearest known one.
+        """
+        names = [entry.name for entry in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise RecipeError("recipe: " + unknown_name("key", key, names))
+        return cls(**dict(values), functions=functions)
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some parts changed, checked anew: how methods are combined."""
+        functions = changes.pop("functions", None)
+        return dataclasses.replace(self, **changes, functions=functions)
+
+
+class Objective(nn.Module):
+    """A recipe made ready for one run: calls each term with the fields it names and lets the weighting reduce them.
+
+    What terms and weighting learn or remember is its state (`state_dict`), and its parameters belong to the optimiser.
+    """
+
+    def __init__(self, recipe: Recipe, context: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.parts = nn.ModuleDict()
+        self._calls: list[tuple[Term, Callable[..., Tensor], tuple[str, ...]]] = []
+        epochs = int(context["epochs"])
+        self._warmups = [term.warmup * epochs for term in recipe.terms]
+        for index, term in enumerate(recipe.terms):
+            call = self._build(f"term_{index}", "term", term.name, term.function, term.options, context)
+            self._calls.append((term, call, term.needs))
+        weighting = recipe.weighting
+        self.weighting = self._build("weighting", "weighting", weighting.name, weighting.factory, weighting.options, context)
+        self._weighting_needs = weighting.needs
+        self.needs = recipe.needs
+        self.factors = [term.weight for term in recipe.terms]
+
+    def _build(
+        self, key: str, kind: str, name: str, function: Callable[..., Any], given: Plain, context: Mapping[str, Any]
+    ) -> Callable[..., Tensor]:
+        if not isinstance(function, type):
+            return partial(function, **given) if given else function
+        arguments = {}
+        for field_name in context_needs(function):
+            if field_name in given:
+                continue
+            if context.get(field_name) is None:
+                raise RecipeError(f"{kind} {name!r} needs {field_name!r}, which this run does not have ({CONTEXT[field_name]})")
+            arguments[field_name] = context[field_name]
+        built = function(**arguments, **given)
+        if isinstance(built, nn.Module):
+            self.parts[key] = built
+        return built  # type: ignore[no-any-return]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the terms' factors for this epoch (counted from 0)."""
+        self.factors = [
+            term.weight * (min((epoch + 1) / warmup, 1.0) if warmup > 0 else 1.0)
+            for (term, _, _), warmup in zip(self._calls, self._warmups, strict=True)
+        ]
+
+    @property
+    def group_weights(self) -> Tensor | None:
+        """The weighting's group weights q `[G]`, where it has any."""
+        found = getattr(self.weighting, "q", None)
+        return found if isinstance(found, Tensor) else None
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The loss of a batch.
+
+        Args:
+            batch: the fields by name.
+
+        Returns:
+            The scalar loss, and the per-sample losses `[B]` that were weighted, without gradient.
+        """
+        if self.recipe.weighting.per_teacher:
+            return self._per_teacher(batch)
+        losses, beside = self._terms(batch)
+        if losses is None:
+            assert beside is not None
+            return beside, beside.detach().expand(batch["labels"].shape[0])
+        loss = self._weigh(losses, batch)
+        return (loss if beside is None else loss + beside), losses.detach()
+
+    def _weigh(self, losses: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        return self.weighting(losses, **{name: batch[name] for name in self._weighting_needs})
+
+    def _per_teacher(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The terms with each teacher in turn, for a weighting of teachers."""
+        teachers = batch["teachers_logits"].transpose(0, 1)
+        parts = [self._terms(batch | {"teacher_logits": logits}) for logits in teachers.unbind(0)]
+        losses = torch.stack([part for part, _ in parts if part is not None])
+        loss = self._weigh(losses, batch | {"teachers_logits": teachers})
+        for _, beside in parts:
+            loss = loss if beside is None else loss + beside / len(parts)
+        return loss, losses.detach().mean(0)
+
+    def _terms(self, batch: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """The per-sample losses under the weighting `[B]`, and the scalar beside it."""
+        losses: Tensor | None = None
+        beside: Tensor | None = None
+        z_scored: dict[str, Tensor] = {}
+        for (term, call, names), factor in zip(self._calls, self.factors, strict=True):
+            arguments = {name: batch[name] for name in names}
+            if term.standardise:
+                for name in ("student_logits", "teacher_logits"):
+                    if name in arguments:
+                        if name not in z_scored:
+                            z_scored[name] = standardise(batch[name])
+                        arguments[name] = z_scored[name]
+            value = call(**arguments)
+            if term.per_sample and not term.weighted:
+                value = value.mean()
+            if term.per_sample and term.weighted:
+                losses = _plus(losses, value, factor)
+            else:
+                beside = _plus(beside, value, factor)
+        return losses, beside
+
+
+def _plus(total: Tensor | None, value: Tensor, factor: float) -> Tensor:
+    """total + factor·value, in one operation each way."""
+    if total is None:
+        return value if factor == 1.0 else value * factor
+    return torch.add(total, value, alpha=factor)

@@ -1,0 +1,61 @@
+"""The words of a report: one YAML file a language, beside the code, with the same keys and placeholders in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+import yaml
+
+from limbeck.errors import ConfigError, unknown_name
+
+_FOLDER = resources.files("limbeck.report") / "languages"
+
+
+@dataclass(frozen=True)
+class Language:
+    """The strings of one language, called with a key and the values of its placeholders.
+
+    >>> load_language("en")("model.plain")
+    'Plain student'
+    """
+
+    code: str
+    strings: Mapping[str, str]
+
+    def __call__(self, key: str, **values: object) -> str:
+        return self.strings[key].format(**values)
+
+    def term(self, family: str, name: object) -> str:
+        """The word for a value that results hold (a metric, a selection rule); the value itself where there is none."""
+        return self.strings.get(f"{family}.{name}", str(name))
+
+    def join(self, parts: list[str]) -> str:
+        """Several names as one enumeration."""
+        return self("join").join(parts)
+
+
+def languages() -> tuple[str, ...]:
+    """The codes of the languages a report can be written in."""
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in _FOLDER.iterdir() if file.name.endswith(".yaml")))
+
+
+def load_language(code: str) -> Language:
+    """Read the strings of one language.
+
+    Raises:
+        ConfigError: for a language there is no file for.
+    """
+    if code not in languages():
+        raise ConfigError(unknown_name("report language", code, languages()))
+    tree = yaml.safe_load((_FOLDER / f"{code}.yaml").read_text(encoding="utf-8"))
+    return Language(code, dict(_flatten(tree)))
+
+
+def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)

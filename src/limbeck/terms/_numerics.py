@@ -1,0 +1,184 @@
+"""Checks, precision and the row-by-row machinery that the terms share.
+
+Logits reach ±1e4, ties and empty class sets occur, and half precision must not overflow. Three rules keep every term
+finite: a student's log-probabilities come from log-sum-exps and never from a probability, classes are taken out with
+-inf and never with a large negative number, and no epsilon is added inside a logarithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import DataError, RecipeError, TeacherError
+
+Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+"""(student rows, *other rows, *constants, want_gradient) -> losses `[b]`, and their gradients `[b, C]` if wanted."""
+
+LOWEST = -1e30
+"""Stands for log 0 where a product with a probability of exactly 0 must stay 0 instead of becoming NaN."""
+
+# Elements a chunk: its temporaries should stay in a core's cache; an accelerator rather wants few, large launches.
+_CHUNK_CPU = 1 << 16
+_CHUNK_ACCELERATOR = 1 << 24
+
+
+def precise(values: Tensor) -> Tensor:
+    """The values in the precision that losses are computed in: float64 stays, everything else becomes float32."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def fixed(values: Tensor, like: Tensor) -> Tensor:
+    """A teacher's values: no gradient, in the precision of `like`."""
+    return values.detach().to(like.dtype)
+
+
+def check(student_logits: Tensor, teacher_logits: Tensor | None = None, labels: Tensor | None = None) -> None:
+    """Refuse shapes that cannot belong together, before they broadcast into a wrong number.
+
+    Raises:
+        RecipeError: where the student's logits are not a floating `[B, C]` with at least two classes.
+        TeacherError: where the teacher's are not of the same shape.
+        DataError: where the labels are not one integer a sample.
+    """
+    shape = student_logits.shape
+    if len(shape) != 2 or shape[1] < 2 or not student_logits.is_floating_point():
+        raise RecipeError(
+            f"student_logits: found {student_logits.dtype} of shape {list(shape)}, expected floating-point logits "
+            "[B, C] with at least two classes (a single-output model needs the two logits 0 and z)"
+        )
+    if teacher_logits is not None and (teacher_logits.shape != shape or not teacher_logits.is_floating_point()):
+        raise TeacherError(
+            f"teacher_logits: found {teacher_logits.dtype} of shape {list(teacher_logits.shape)}, expected "
+            f"floating-point logits of the student's shape {list(shape)}: map the teacher's classes to the student's "
+            "first"
+        )
+    if labels is not None and (labels.shape != shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool):
+        raise DataError(
+            f"labels: found {labels.dtype} of shape {list(labels.shape)}, expected one class index a sample, "
+            f"int64 of shape [{shape[0]}]"
+        )
+
+
+def positive(**values: float) -> None:
+    """Refuse options that must be above zero.
+
+    Raises:
+        RecipeError: naming the option and what was found.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise RecipeError(f"{name}: found {value!r}, expected a number above 0")
+
+
+def column(labels: Tensor) -> Tensor:
+    """Labels `[B]` as the index `[B, 1]` that gather and scatter take."""
+    return labels.long().unsqueeze(1)
+
+
+def by_row(
+    kernel: Kernel,
+    plain: Callable[..., Tensor],
+    student: Tensor,
+    rows: tuple[Tensor, ...],
+    constants: tuple[Any, ...] = (),
+) -> Tensor:
+    """Per-sample losses whose gradient a kernel computes together with the value.
+
+    Works through the batch in chunks of rows, so that beside the gradient itself no `[B, C]` intermediate is ever held,
+    and what a chunk needs stays in the cache. Differentiating twice goes through `plain`.
+
+    Args:
+        kernel: see `Kernel`; may overwrite nothing that it is given.
+        plain: the same losses in differentiable operations, `plain(student, *rows, *constants)`.
+        student: `[B, C]`, any floating type; the only input that receives a gradient.
+        rows: further tensors with one row a sample, detached.
+        constants: what else kernel and plain take.
+
+    Returns:
+        Losses `[B]`, float32 (float64 for a float64 student).
+    """
+    wanted = torch.is_grad_enabled() and student.requires_grad
+    detached = (row.detach() for row in rows)
+    result: Tensor = _ByRow.apply(student, kernel, plain, constants, wanted, *detached)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ByRow(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        kernel: Kernel,
+        plain: Callable[..., Tensor],
+        constants: tuple[Any, ...],
+        wanted: bool,
+        *rows: Tensor,
+    ) -> Tensor:
+        samples, classes = student.shape
+        step = max(1, (_CHUNK_CPU if student.device.type == "cpu" else _CHUNK_ACCELERATOR) // classes)
+        if samples <= step:
+            losses, gradient = kernel(precise(student), *rows, *constants, wanted)
+        else:
+            dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+            losses = student.new_empty(samples, dtype=dtype)
+            gradient = torch.empty_like(student) if wanted else None
+            for start in range(0, samples, step):
+                part = slice(start, start + step)
+                value, slope = kernel(precise(student[part]), *(row[part] for row in rows), *constants, wanted)
+                losses[part] = value
+                if gradient is not None and slope is not None:
+                    gradient[part] = slope
+        ctx.plain, ctx.constants = plain, constants
+        ctx.save_for_backward(student, gradient, *rows)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        student, gradient, *rows = ctx.saved_tensors
+        nothing = (None,) * (4 + len(rows))
+        if torch.is_grad_enabled():  # somebody will differentiate this gradient again
+            losses = ctx.plain(precise(student), *rows, *ctx.constants)
+            return (*torch.autograd.grad(losses, student, outer[0], create_graph=True), *nothing)
+        return ((gradient * outer[0].unsqueeze(1)).to(student.dtype), *nothing)
+
+
+def divergence(
+    student: Tensor, teacher: Tensor, student_temperature: float = 1.0, teacher_temperature: float = 1.0
+) -> Tensor:
+    """KL(softmax(teacher/τ_T) ‖ softmax(student/τ_S)) per sample `[B]`, without any factor τ².
+
+    The teacher's logits may hold -inf: a class that it gives no probability.
+    """
+    return by_row(_divergence_kernel, _divergence, student, (teacher,), (student_temperature, teacher_temperature))
+
+
+def _shifted(values: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """A fresh tensor: values/τ less the maximum of the row, so that what matters is near 0 and keeps its digits."""
+    scaled = values.to(dtype) / temperature
+    return scaled.sub_(scaled.amax(1, keepdim=True))
+
+
+def _divergence_kernel(
+    student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    s = _shifted(student, student_temperature, student.dtype)
+    t = _shifted(teacher, teacher_temperature, student.dtype).clamp_(min=LOWEST)
+    p_student, p_teacher = s.exp(), t.exp()
+    sum_student, sum_teacher = p_student.sum(1, keepdim=True), p_teacher.sum(1, keepdim=True)
+    losses = t.sub_(s).mul_(p_teacher).sum(1, keepdim=True).div_(sum_teacher)
+    losses.add_(sum_student.log()).sub_(sum_teacher.log()).clamp_(min=0)  # rounding alone could make it negative
+    gradient = None
+    if wanted:
+        p_student.div_(sum_student.mul_(student_temperature))
+        gradient = p_student.sub_(p_teacher.div_(sum_teacher.mul_(student_temperature)))
+    return losses.squeeze(1), gradient
+
+
+def _divergence(student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float) -> Tensor:
+    log_teacher = torch.log_softmax(teacher.to(student.dtype) / teacher_temperature, 1).clamp(min=LOWEST)
+    log_student = torch.log_softmax(student / student_temperature, 1)
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(1)

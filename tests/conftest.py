@@ -1,0 +1,19 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def limbeck_data() -> Path:
+    """The folder of real data sets (environment variable LIMBECK_DATA); skips where it is missing."""
+    folder = Path(os.environ.get("LIMBECK_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is missing (set LIMBECK_DATA)")
+    return folder
