@@ -164,7 +164,9 @@ def test_kill_9_and_the_same_command_again_gives_the_same_result(result: lb.Pilo
         pass
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running", "it ended before it was killed"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running", (
+        "it ended before it was killed"
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == result.verdict
     assert result.folder is not None
@@ -201,12 +203,17 @@ def test_a_table_of_probabilities_teaches(tmp_path: Path) -> None:
 
     pq.write_table(pa.table(columns), tmp_path / "teacher.parquet")
     config = changed(
-        data={"name": "digits"}, teachers={"file": {"table": str(tmp_path / "teacher.parquet")}}, recipes=["kd"], seeds=[0]
+        data={"name": "digits"},
+        teachers={"file": {"table": str(tmp_path / "teacher.parquet")}},
+        recipes=["kd"],
+        seeds=[0],
     )
     result = run_pilot(config, output=tmp_path / "run")
     teacher = result.to_dict()["models"][0]
     assert teacher["runs"][0]["test"]["average"] == 1.0
-    dett = config_from_dict({**CONFIG, "teachers": {"file": {"table": str(tmp_path / "teacher.parquet")}}, "recipes": ["dett"]})
+    dett = config_from_dict(
+        {**CONFIG, "teachers": {"file": {"table": str(tmp_path / "teacher.parquet")}}, "recipes": ["dett"]}
+    )
     with pytest.raises(TeacherError, match="table"):
         run_pilot(dett, output=tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -222,7 +229,10 @@ def test_a_table_of_probabilities_teaches(tmp_path: Path) -> None:
         ({"data": {"name": "digits"}, "recipes": ["group_dro"]}, "no groups are declared"),
         ({"recipes": [{"name": "erm", "terms": ["kl_divergence"], "teacher": "big"}]}, "belongs to the plain student"),
         ({"recipes": [{"recipe": "kd", "weighting": "upweight"}]}, "needs an error set"),
-        ({"recipes": [{"name": "mine", "terms": ["dist"], "weighting": "group_dro", "teacher": "big"}]}, "statistic of the whole"),
+        (
+            {"recipes": [{"name": "mine", "terms": ["dist"], "weighting": "group_dro", "teacher": "big"}]},
+            "statistic of the whole",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -253,7 +263,11 @@ def fabricated(student: float, plain: float, seeds: int = 5, samples: int = 4000
 
 @pytest.mark.parametrize(
     ("student", "plain", "words"),
-    [(0.9, 0.8, "beat the plain"), (0.8, 0.9, "did worse than the plain"), (0.8, 0.8, "could not be told from the plain")],
+    [
+        (0.9, 0.8, "beat the plain"),
+        (0.8, 0.9, "did worse than the plain"),
+        (0.8, 0.8, "could not be told from the plain"),
+    ],
 )
 def test_the_verdict_follows_the_evidence(student: float, plain: float, words: str) -> None:
     sentence, differences = fabricated(student, plain)

@@ -33,12 +33,21 @@ def test_every_preset(name: str) -> None:
 
 COMBINATIONS: list[Any] = [
     {"recipe": "rld", "weighting": "group_dro", "head": "transplant", "name": "rld, group DRO, transplanted head"},
-    {"recipe": "pll", "weighting": {"name": "upweight", "upweight": 5.0}, "identify": {"epochs": 1}, "name": "pll, DeTT's upweighting"},
+    {
+        "recipe": "pll",
+        "weighting": {"name": "upweight", "upweight": 5.0},
+        "identify": {"epochs": 1},
+        "name": "pll, DeTT's upweighting",
+    },
     {"recipe": "btkd", "weighting": "group_dro", "sampling": "group_balanced", "name": "btkd, group DRO"},
     {"recipe": "dett", "weighting": "group_dro", "identify": None, "name": "dett, group DRO"},
     {"recipe": "groupdistil", "refit": {"refits": 2}, "name": "groupdistil, DFR"},
     {"recipe": "rld", "weighting": "lff", "standardise": True, "name": "rld standardised, LfF"},
-    {"name": "all terms", "terms": ["cross_entropy", {"term": "dist", "weighted": False}, "nkd"], "weighting": "class_balanced"},
+    {
+        "name": "all terms",
+        "terms": ["cross_entropy", {"term": "dist", "weighted": False}, "nkd"],
+        "weighting": "class_balanced",
+    },
 ]
 
 

@@ -73,10 +73,17 @@ class Progress:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[last]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[last]}"),
+            TimeRemainingColumn(),
+        )
         self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
         self._bar.start()
-        self._task = self._bar.add_task(f"{run.recipe} · {run.stage}", total=run.epochs, last="", completed=len(run.history))
+        self._task = self._bar.add_task(
+            f"{run.recipe} · {run.stage}", total=run.epochs, last="", completed=len(run.history)
+        )
 
     def on_epoch(self, run: RunState) -> None:
         """Move the bar."""

@@ -27,11 +27,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)  # noqa: PTH101 - the file is private until it is whole
-        os.replace(name, path)  # noqa: PTH105
+        os.chmod(name, 0o644)
+        os.replace(name, path)
     except BaseException:
         with suppress(FileNotFoundError):
-            os.unlink(name)  # noqa: PTH108
+            os.unlink(name)
         raise
 
 
@@ -89,7 +89,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, json.loads(header)
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({error}); it was truncated or is of another kind: remove it and run again"
+            f"{path}: not a whole safetensors file ({error}); it was truncated or is of another kind: remove it "
+            "and run again"
         ) from error
 
 

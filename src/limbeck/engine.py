@@ -1,4 +1,4 @@
-"""Where a step runs: plain torch on one device, Lightning Fabric under `torchrun` on several; and in which precision."""
+"""Where a step runs: plain torch, or Lightning Fabric under `torchrun` on several devices; in which precision."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def choose_precision(
         return dict(wanted)
     if wanted != "auto":
         return FLOAT32 | {"autocast": wanted == "bfloat16"}
-    images = isinstance(example, Tensor) and example.ndim == 4 and any(isinstance(m, nn.Conv2d) for m in model.modules())
+    images = (
+        isinstance(example, Tensor) and example.ndim == 4 and any(isinstance(m, nn.Conv2d) for m in model.modules())
+    )
     candidates = [FLOAT32, FLOAT32 | {"autocast": True}]
     if images:
         candidates += [candidate | {"channels_last": True} for candidate in candidates]

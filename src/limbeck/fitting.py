@@ -100,7 +100,9 @@ def fit(
         def run(name: str, model: nn.Module, what: Recipe, by: Teacher | None, **more: Any) -> Fitted:
             extra = more.pop("context", {})
             stage_training = more.pop("training", training)
-            stage = _prepare(name, model, what, stage_training, data, train, seed, more.pop("rule", rule), by, extra, key)
+            stage = _prepare(
+                name, model, what, stage_training, data, train, seed, more.pop("rule", rule), by, extra, key
+            )
             stage.callbacks, stage.resume = callbacks, resume
             stage.checkpoint = None if folder is None else folder / f"{name.replace(' ', '-')}.safetensors"
             stage.record_errors = more.pop("record_errors", False)
@@ -287,7 +289,8 @@ def _describe_error_set(error_set: Tensor, train: Data) -> dict[str, Any]:
         known = train.groups.index >= 0
         names = train.groups.names
         found["by_group"] = {
-            name: int(np.count_nonzero(wrong[known & (train.groups.index == number)])) for number, name in enumerate(names)
+            name: int(np.count_nonzero(wrong[known & (train.groups.index == number)]))
+            for number, name in enumerate(names)
         }
     return found
 

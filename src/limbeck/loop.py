@@ -21,7 +21,7 @@ from limbeck.errors import CheckpointError, LimbeckError
 from limbeck.evaluation import GroupCounts
 from limbeck.predict import InputReader, batched_logits, call_model, logits_of
 from limbeck.recipe import Objective, Recipe
-from limbeck.selection import SelectionRule
+from limbeck.selection import SelectionRule, worst_group
 from limbeck.student import StudentCalls
 from limbeck.training import Training, batch_bounds, derive_seed, epoch_order
 from limbeck.weighting import sampling_weights
@@ -203,7 +203,16 @@ def train_stage(stage: Stage) -> Fitted:
     details = {} if wrong is None else {"wrong": wrong}
     training = replace(stage.training, precision=precision)
     return Fitted(
-        model, recipe, training, run.history, selected, stage.rule.name, stage.seed, time.perf_counter() - started, {}, details
+        model,
+        recipe,
+        training,
+        run.history,
+        selected,
+        stage.rule.name,
+        stage.seed,
+        time.perf_counter() - started,
+        {},
+        details,
     )
 
 
@@ -214,7 +223,10 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _choose_precision(stage: Stage, reader: InputReader) -> dict[str, Any]:
     example = reader(torch.arange(min(stage.training.batch_size, len(stage.data.train))))
     return choose_precision(
-        stage.training.precision, stage.model, example, lambda model, inputs: logits_of(call_model(model, inputs)).float().mean()
+        stage.training.precision,
+        stage.model,
+        example,
+        lambda model, inputs: logits_of(call_model(model, inputs)).float().mean(),
     )
 
 
@@ -233,7 +245,8 @@ def _record(
     mean = float(losses.mean())
     if not math.isfinite(mean):
         raise LimbeckError(
-            f"{stage.recipe.name}, {stage.name}: the training loss is {mean} in epoch {epoch + 1}; lower the learning rate "
+            f"{stage.recipe.name}, {stage.name}: the training loss is {mean} in epoch {epoch + 1}; lower the "
+            "learning rate "
             f"({optimiser.param_groups[0]['lr']:g}), or clip the gradient (clip: 1.0)"
         )
     record: Record = {"epoch": epoch + 1, "loss": mean, "learning_rate": optimiser.param_groups[0]["lr"]}
@@ -261,7 +274,7 @@ def _validate(record: Record, logits: Tensor, validation: Data) -> GroupCounts:
         class_names=validation.classes,
         group_names=None if groups is None else groups.names,
     )
-    worst = None if groups is None else counts.worst()
+    worst = None if groups is None else worst_group(counts)
     labels = torch.from_numpy(np.ascontiguousarray(validation.y))
     record["validation_loss"] = float(nn.functional.cross_entropy(logits, labels))
     record["validation_average"] = counts.average
@@ -282,7 +295,8 @@ def _keep(
     wrong: Tensor | None,
     precision: Mapping[str, Any],
 ) -> None:
-    """Write everything the next epoch depends on. Random numbers are functions of (seed, epoch), so they need no state."""
+    """Write everything the next epoch depends on. Random numbers are functions of (seed, epoch), so they need "
+    "no state."""
     assert stage.checkpoint is not None
     tensors, plain = pack_optimiser(optimiser)
     held = {f"optimiser.{name}": value for name, value in tensors.items()}
@@ -312,7 +326,8 @@ def _restore(stage: Stage) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if found != wanted:
         different = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         raise CheckpointError(
-            f"{stage.checkpoint}: belongs to another run (different: {', '.join(different)}); resume with the same settings, "
+            f"{stage.checkpoint}: belongs to another run (different: {', '.join(different)}); resume with the "
+            "same settings, "
             "or use another folder"
         )
     return tensors, state

@@ -74,7 +74,9 @@ def tf_kd(alpha: float = 0.1, temperature: float = 20.0, confidence: float = 0.9
     return Recipe([_cross_entropy(1 - alpha), own])
 
 
-def group_dro(step: float = 0.01, adjustment: float = 0.0, sampling: str = "group_balanced", absent: str = "zero") -> Recipe:
+def group_dro(
+    step: float = 0.01, adjustment: float = 0.0, sampling: str = "group_balanced", absent: str = "zero"
+) -> Recipe:
     weighting = Weighting.named("group_dro", step=step, adjustment=adjustment, absent=absent)
     return Recipe([_cross_entropy()], weighting, sampling=sampling)
 
@@ -142,7 +144,11 @@ def rld(
 
 
 def btkd(
-    alpha: float = 0.5, temperature: float = 4.0, variant: str = "two_class", space: str = "prob", eliminate_only: bool = False
+    alpha: float = 0.5,
+    temperature: float = 4.0,
+    variant: str = "two_class",
+    space: str = "prob",
+    eliminate_only: bool = False,
 ) -> Recipe:
     bias = Term.named(
         "rectified_bias",
@@ -258,42 +264,128 @@ def crd(weight: float = 0.8) -> Recipe:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "rld": Preset(rld, "Refined logit distillation", "arXiv 2408.07703, ICCV 2025", "label", note="at two classes only the confidence is left"),
+    "rld": Preset(
+        rld,
+        "Refined logit distillation",
+        "arXiv 2408.07703, ICCV 2025",
+        "label",
+        note="at two classes only the confidence is left",
+    ),
     "btkd": Preset(btkd, "Distilling from the teacher's bias", "arXiv 2412.09874, AAAI 2025", "label"),
-    "btkd_elimination": Preset(btkd_elimination, "BTKD without the samples the teacher gets wrong", "arXiv 2412.09874, AAAI 2025", "both"),
-    "pll": Preset(pll, "Self-distillation with partial labels", "arXiv 2402.10482, ICLR 2025", "teacher's top two", classes="3 or more", note="a teacher that is given takes the place of the first round"),
+    "btkd_elimination": Preset(
+        btkd_elimination, "BTKD without the samples the teacher gets wrong", "arXiv 2412.09874, AAAI 2025", "both"
+    ),
+    "pll": Preset(
+        pll,
+        "Self-distillation with partial labels",
+        "arXiv 2402.10482, ICLR 2025",
+        "teacher's top two",
+        classes="3 or more",
+        note="a teacher that is given takes the place of the first round",
+    ),
     "multi_round": Preset(multi_round, "Multi-round self-distillation", "arXiv 2402.10482, ICLR 2025", "teacher"),
-    "dett": Preset(dett, "Debiasing by teacher transplanting", "arXiv 2302.11187", "teacher", labels="validation groups, to choose λ, T and the epoch"),
-    "groupdistil": Preset(groupdistil, "Group distributionally robust distillation", "arXiv 2311.00476", "teacher", labels="training groups, validation groups"),
+    "dett": Preset(
+        dett,
+        "Debiasing by teacher transplanting",
+        "arXiv 2302.11187",
+        "teacher",
+        labels="validation groups, to choose λ, T and the epoch",
+    ),
+    "groupdistil": Preset(
+        groupdistil,
+        "Group distributionally robust distillation",
+        "arXiv 2311.00476",
+        "teacher",
+        labels="training groups, validation groups",
+    ),
     "erm": Preset(erm, "Plain training", "no teacher", "label"),
     "label_smoothing": Preset(label_smoothing, "Label smoothing", "Szegedy et al. 2016, arXiv 1512.00567", "label"),
     "gce": Preset(gce, "Generalised cross entropy", "Zhang and Sabuncu 2018, arXiv 1805.07836", "neither fully"),
     "elr": Preset(elr, "Early-learning regularisation", "Liu et al. 2020, arXiv 2007.00151", "its own early self"),
     "tf_kd": Preset(tf_kd, "Teacher-free distillation", "Yuan et al. 2020, arXiv 1909.11723", "label"),
-    "born_again": Preset(born_again, "Born-again networks", "Furlanello et al. 2018, arXiv 1805.04770", "teacher and label"),
+    "born_again": Preset(
+        born_again, "Born-again networks", "Furlanello et al. 2018, arXiv 1805.04770", "teacher and label"
+    ),
     "kd": Preset(kd, "Knowledge distillation", "Hinton et al. 2015, arXiv 1503.02531", "teacher and label"),
-    "dkd": Preset(dkd, "Decoupled distillation", "Zhao et al. 2022, arXiv 2203.08679", "teacher and label", note="at two classes only the target class is left"),
-    "dist": Preset(dist, "Distillation from a stronger teacher", "Huang et al. 2022, arXiv 2205.10536", "teacher and label"),
-    "lskd": Preset(lskd, "Logit standardisation", "Sun et al. 2024, arXiv 2403.01427", "teacher and label", note="at two classes standardised logits keep only their order"),
-    "nkd": Preset(nkd, "Normalised distillation", "Yang et al. 2023, arXiv 2303.13005", "teacher and label", note="at two classes the non-target part is zero"),
+    "dkd": Preset(
+        dkd,
+        "Decoupled distillation",
+        "Zhao et al. 2022, arXiv 2203.08679",
+        "teacher and label",
+        note="at two classes only the target class is left",
+    ),
+    "dist": Preset(
+        dist, "Distillation from a stronger teacher", "Huang et al. 2022, arXiv 2205.10536", "teacher and label"
+    ),
+    "lskd": Preset(
+        lskd,
+        "Logit standardisation",
+        "Sun et al. 2024, arXiv 2403.01427",
+        "teacher and label",
+        note="at two classes standardised logits keep only their order",
+    ),
+    "nkd": Preset(
+        nkd,
+        "Normalised distillation",
+        "Yang et al. 2023, arXiv 2303.13005",
+        "teacher and label",
+        note="at two classes the non-target part is zero",
+    ),
     "ttm": Preset(ttm, "Transformed teacher matching", "Zheng and Yang 2024, arXiv 2402.11148", "teacher and label"),
-    "wttm": Preset(wttm, "Weighted transformed teacher matching", "Zheng and Yang 2024, arXiv 2402.11148", "teacher and label"),
+    "wttm": Preset(
+        wttm, "Weighted transformed teacher matching", "Zheng and Yang 2024, arXiv 2402.11148", "teacher and label"
+    ),
     "ctkd": Preset(ctkd, "Curriculum temperature", "Li et al. 2023, arXiv 2211.16231", "teacher and label"),
     "la": Preset(la, "Label swap (LA)", "Wen et al. 2019, arXiv 1911.07471", "label where they disagree"),
     "lr": Preset(lr, "Label revision (LR)", "Lan et al. 2024, arXiv 2404.03693", "label where they disagree"),
     "rc": Preset(rc, "Reversed correction (RC)", "as in the code of arXiv 2408.07703", "label"),
     "fitnet": Preset(fitnet, "FitNet hints", "Romero et al. 2015, arXiv 1412.6550", "teacher's features and label"),
-    "at": Preset(at, "Attention transfer", "Zagoruyko and Komodakis 2017, arXiv 1612.03928", "teacher's maps and label"),
+    "at": Preset(
+        at, "Attention transfer", "Zagoruyko and Komodakis 2017, arXiv 1612.03928", "teacher's maps and label"
+    ),
     "simkd": Preset(simkd, "Reused teacher classifier", "Chen et al. 2022, arXiv 2203.14001", "teacher"),
-    "rkd": Preset(rkd, "Relational distillation", "Park et al. 2019, arXiv 1904.05068", "teacher's relations and label"),
-    "crd": Preset(crd, "Contrastive representation distillation", "Tian et al. 2020, arXiv 1910.10699", "teacher's features and label"),
-    "group_dro": Preset(group_dro, "Group DRO", "Sagawa et al. 2020, arXiv 1911.08731", "label", labels="training groups, validation groups"),
-    "group_balanced": Preset(group_balanced, "Group-balanced sampling", "no teacher", "label", labels="training groups"),
-    "jtt": Preset(jtt, "Just train twice", "Liu et al. 2021, arXiv 2107.09044", "label", labels="validation groups, to choose λ and T"),
+    "rkd": Preset(
+        rkd, "Relational distillation", "Park et al. 2019, arXiv 1904.05068", "teacher's relations and label"
+    ),
+    "crd": Preset(
+        crd,
+        "Contrastive representation distillation",
+        "Tian et al. 2020, arXiv 1910.10699",
+        "teacher's features and label",
+    ),
+    "group_dro": Preset(
+        group_dro,
+        "Group DRO",
+        "Sagawa et al. 2020, arXiv 1911.08731",
+        "label",
+        labels="training groups, validation groups",
+    ),
+    "group_balanced": Preset(
+        group_balanced, "Group-balanced sampling", "no teacher", "label", labels="training groups"
+    ),
+    "jtt": Preset(
+        jtt,
+        "Just train twice",
+        "Liu et al. 2021, arXiv 2107.09044",
+        "label",
+        labels="validation groups, to choose λ and T",
+    ),
     "lff": Preset(lff, "Learning from failure", "Nam et al. 2020, arXiv 2007.02561", "label"),
-    "dfr": Preset(dfr, "Deep feature reweighting", "Kirichenko et al. 2023, arXiv 2204.02937", "label", labels="validation groups, as training data"),
+    "dfr": Preset(
+        dfr,
+        "Deep feature reweighting",
+        "Kirichenko et al. 2023, arXiv 2204.02937",
+        "label",
+        labels="validation groups, as training data",
+    ),
     "dedier": Preset(dedier, "Early readouts", "Tiwari et al. 2023, arXiv 2310.18590", "teacher and label"),
-    "agre_kd": Preset(agre_kd, "Adaptive group-robust ensemble distillation", "Kenfack et al. 2024, arXiv 2411.14984", "the teachers that differ from a biased one", note="needs several teachers; the first is the biased one"),
+    "agre_kd": Preset(
+        agre_kd,
+        "Adaptive group-robust ensemble distillation",
+        "Kenfack et al. 2024, arXiv 2411.14984",
+        "the teachers that differ from a biased one",
+        note="needs several teachers; the first is the biased one",
+    ),
 }
 
 

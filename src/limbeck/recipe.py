@@ -1,6 +1,7 @@
 """A recipe: what the student learns, whom it listens to, which head it ends in, and the steps around the loop.
 
-Every method is a value of one class, so that any term combines with any weighting and any head. A combination that makes
+Every method is a value of one class, so that any term combines with any weighting and any head. A combination that
+makes
 no sense is refused when the recipe is made (or, where data or teacher decide, before the first step) with the reason.
 """
 
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 
 from limbeck.errors import RecipeError, unknown_name
 from limbeck.heads import PROJECTORS
+from limbeck.terms.basic import standardise
 from limbeck.terms.catalogue import CATALOGUE as TERMS
 from limbeck.terms.catalogue import CONTEXT, TermInfo, context_needs, needs, options
-from limbeck.terms.basic import standardise
 from limbeck.weighting.catalogue import WEIGHTINGS
 
 Plain = Mapping[str, Any]
@@ -45,7 +46,8 @@ class Term:
     """One part of the objective.
 
     Args:
-        function: a per-sample loss returning `[B]`, or a class of `nn.Module` built once per run whose `forward` does. The
+        function: a per-sample loss returning `[B]`, or a class of `nn.Module` built once per run whose `forward`
+        does. The
             names of its required parameters say which fields of a batch it needs (see `limbeck.terms.catalogue`).
         weight: factor on the value.
         options: its hyper-parameters.
@@ -90,7 +92,9 @@ class Term:
             info = TERMS[name]
         else:
             raise RecipeError(unknown_name("term", name, [*TERMS, *own]))
-        own_fields = {key: settings.pop(key) for key in ("weight", "warmup", "standardise", "weighted") if key in settings}
+        own_fields = {
+            key: settings.pop(key) for key in ("weight", "warmup", "standardise", "weighted") if key in settings
+        }
         return cls(
             info.function,
             options=settings,
@@ -225,7 +229,9 @@ def _as_term(value: Any, functions: Plain | None) -> Term:
     if isinstance(value, Mapping):
         settings = dict(value)
         if "term" not in settings:
-            raise RecipeError(f"a term is written {{term: name, option: value, …}}: found {dict(value)!r} without 'term'")
+            raise RecipeError(
+                f"a term is written {{term: name, option: value, …}}: found {dict(value)!r} without 'term'"
+            )
         return Term.named(settings.pop("term"), functions, **settings)
     if callable(value):
         known = next((name for name, info in TERMS.items() if info.function is value), None)
@@ -241,7 +247,9 @@ def _as_weighting(value: Any, functions: Plain | None) -> Weighting:
     if isinstance(value, Mapping):
         settings = dict(value)
         if "name" not in settings:
-            raise RecipeError(f"a weighting is written {{name: …, option: value}}: found {dict(value)!r} without 'name'")
+            raise RecipeError(
+                f"a weighting is written {{name: …, option: value}}: found {dict(value)!r} without 'name'"
+            )
         return Weighting.named(settings.pop("name"), functions, **settings)
     if isinstance(value, nn.Module):
         raise RecipeError(
@@ -281,7 +289,8 @@ class Recipe:
             sample of a group of n_g drawn with weight N/n_g).
         identify: train a biased model first and hand its error set to the weighting.
         refit: refit the last layer afterwards on held-out, group-balanced samples.
-        rounds: more than one repeats: round 1 is a plain student (or the teacher that is given), round t has the student
+        rounds: more than one repeats: round 1 is a plain student (or the teacher that is given), round t has the
+        student
             of round t-1 as its teacher.
         start: `own` keeps the student's own initial weights, `teacher` begins at the teacher's where shapes agree.
         name: how tables call it.
@@ -324,23 +333,30 @@ class Recipe:
         for term in self.terms:
             if not term.per_sample and term.weighted and not self.weighting.uniform:
                 raise RecipeError(
-                    f"recipe {self.name!r}: {term.name!r} is a statistic of the whole batch, so {self.weighting.name!r} cannot "
+                    f"recipe {self.name!r}: {term.name!r} is a statistic of the whole batch, so "
+                    f"{self.weighting.name!r} cannot "
                     f"weigh it per sample; take the term out of the weighting (weighted: false), use the weighting "
                     f"'uniform', or a per-sample term such as 'kl_divergence'"
                 )
         if not any(term.per_sample and term.weighted for term in self.terms) and not self.weighting.uniform:
             raise RecipeError(
-                f"recipe {self.name!r}: no term is left for the weighting {self.weighting.name!r} to weigh; keep one term "
+                f"recipe {self.name!r}: no term is left for the weighting {self.weighting.name!r} to weigh; "
+                "keep one term "
                 "weighted, or use the weighting 'uniform'"
             )
-        if "error_set" in self.weighting.context and self.identify is None and "error_set" not in self.weighting.options:
+        if (
+            "error_set" in self.weighting.context
+            and self.identify is None
+            and "error_set" not in self.weighting.options
+        ):
             raise RecipeError(
                 f"recipe {self.name!r}: the weighting {self.weighting.name!r} needs an error set; add "
                 "identify: {epochs: 1} so that one is found"
             )
         if self.identify is not None and "error_set" not in self.weighting.context:
             raise RecipeError(
-                f"recipe {self.name!r}: identify finds an error set, but the weighting {self.weighting.name!r} does not use "
+                f"recipe {self.name!r}: identify finds an error set, but the weighting {self.weighting.name!r} "
+                "does not use "
                 "one; use the weighting 'upweight'"
             )
         if self.refit is not None and self.head is not None:
@@ -404,12 +420,14 @@ class Recipe:
         warnings = []
         if self.needs_groups and not groups:
             raise RecipeError(
-                f"recipe {self.name!r} needs the group of every training sample, and no groups are declared: declare them "
+                f"recipe {self.name!r} needs the group of every training sample, and no groups are declared: "
+                "declare them "
                 "(groups: [column, …]), or use a recipe without groups such as 'dett', 'jtt' or 'erm'"
             )
         if teacher is False and self.needs_teacher:
             raise RecipeError(
-                f"recipe {self.name!r} learns from a teacher, and none is given: pass teacher=…, or use a recipe without one "
+                f"recipe {self.name!r} learns from a teacher, and none is given: pass teacher=…, or use a "
+                "recipe without one "
                 "such as 'erm' or 'group_dro'"
             )
         for term in self.terms:
@@ -418,9 +436,12 @@ class Recipe:
                     f"recipe {self.name!r}: the term {term.name!r} has no gradient at {classes} classes (it needs "
                     f"{term.minimum_classes} or more); leave it out, or use 'sample_confidence' or 'kl_divergence'"
                 )
-            if term.options.get("k", 0) >= classes or (term.name == "partial_label" and "k" not in term.options and classes <= 2):
+            if term.options.get("k", 0) >= classes or (
+                term.name == "partial_label" and "k" not in term.options and classes <= 2
+            ):
                 raise RecipeError(
-                    f"recipe {self.name!r}: {term.name!r} gives the label to {term.options.get('k', 2)} of {classes} classes, which "
+                    f"recipe {self.name!r}: {term.name!r} gives the label to {term.options.get('k', 2)} of "
+                    f"{classes} classes, which "
                     "says nothing; use fewer candidates (k), or a recipe such as 'gce' or 'kd' at two classes"
                 )
             if classes == 2 and term.name in TERMS and TERMS[term.name].note_two_classes:
@@ -482,7 +503,9 @@ class Objective(nn.Module):
             call = self._build(f"term_{index}", "term", term.name, term.function, term.options, context)
             self._calls.append((term, call, term.needs))
         weighting = recipe.weighting
-        self.weighting = self._build("weighting", "weighting", weighting.name, weighting.factory, weighting.options, context)
+        self.weighting = self._build(
+            "weighting", "weighting", weighting.name, weighting.factory, weighting.options, context
+        )
         self._weighting_needs = weighting.needs
         self.needs = recipe.needs
         self.factors = [term.weight for term in recipe.terms]
@@ -497,7 +520,9 @@ class Objective(nn.Module):
             if field_name in given:
                 continue
             if context.get(field_name) is None:
-                raise RecipeError(f"{kind} {name!r} needs {field_name!r}, which this run does not have ({CONTEXT[field_name]})")
+                raise RecipeError(
+                    f"{kind} {name!r} needs {field_name!r}, which this run does not have ({CONTEXT[field_name]})"
+                )
             arguments[field_name] = context[field_name]
         built = function(**arguments, **given)
         if isinstance(built, nn.Module):

@@ -30,6 +30,15 @@ class SelectionRule:
     needs_groups: bool = False
 
 
+MINIMUM = 10
+"""Validation samples that a group needs to decide, as in evaluation; where no group has as many, all may."""
+
+
+def worst_group(counts: GroupCounts) -> Worst | None:
+    """The group that worst-group selection goes by."""
+    return counts.worst(MINIMUM) or counts.worst()
+
+
 def _accuracy(worst: Worst | None) -> float:
     return math.nan if worst is None else worst.accuracy
 
@@ -39,9 +48,16 @@ RULES: dict[str, SelectionRule] = {
     for rule in (
         SelectionRule("average", lambda counts: counts.average, "validation labels"),
         SelectionRule(
-            "worst_group", lambda counts: _accuracy(counts.worst()), "validation labels and validation groups", True
+            "worst_group",
+            lambda counts: _accuracy(worst_group(counts)),
+            "validation labels and validation groups",
+            True,
         ),
-        SelectionRule("worst_class", lambda counts: _accuracy(counts.worst_class()), "validation labels"),
+        SelectionRule(
+            "worst_class",
+            lambda counts: _accuracy(counts.worst_class(MINIMUM) or counts.worst_class()),
+            "validation labels",
+        ),
         SelectionRule("last", None, "nothing: the last epoch is kept"),
     )
 }
@@ -63,7 +79,8 @@ def selection_rule(name: str | SelectionRule | None, *, groups: bool) -> Selecti
         raise ConfigError(unknown_name("selection rule", name, RULES))
     if rule.needs_groups and not groups:
         raise ConfigError(
-            f"selection by {rule.name!r} needs the groups of the validation samples, and no groups are declared: declare "
+            f"selection by {rule.name!r} needs the groups of the validation samples, and no groups are "
+            "declared: declare "
             "them, or select by 'average' or 'worst_class'"
         )
     return rule

@@ -31,10 +31,12 @@ class Training:
         learning_rate: at the start; ignored by an optimiser of the user's own.
         weight_decay: of the optimiser.
         momentum: of `sgd`.
-        schedule: factor on the learning rate by epoch: `constant`, `cosine` to zero, `step` (a tenth at 1/2 and at 3/4),
+        schedule: factor on the learning rate by epoch: `constant`, `cosine` to zero, `step` (a tenth at 1/2 and at
+        3/4),
             `exponential` (.98 an epoch, as PLL's protocol), or a function of (epoch from 0, epochs).
         clip: largest norm of the gradient, or None.
-        precision: `float32`; `bfloat16` autocasts the student; `auto` times both, and channels_last, for a moment at the
+        precision: `float32`; `bfloat16` autocasts the student; `auto` times both, and channels_last, for a moment at
+        the
             start and keeps what pays (the choice is recorded and reused on resuming).
     """
 
@@ -50,7 +52,9 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
-            raise ConfigError(f"training: epochs and batch_size must be at least 1, found {self.epochs} and {self.batch_size}")
+            raise ConfigError(
+                f"training: epochs and batch_size must be at least 1, found {self.epochs} and {self.batch_size}"
+            )
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise ConfigError(f"training: learning_rate must be above 0, found {self.learning_rate}")
         for kind, value, known in (
@@ -107,7 +111,8 @@ def epoch_order(count: int, seed: int, epoch: int, weights: Tensor | None = None
 
 
 def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """Where each batch begins and ends. A last batch of one sample, which batch normalisation cannot train on, joins the
+    """Where each batch begins and ends. A last batch of one sample, which batch normalisation cannot train on, joins
+    the
     one before it."""
     starts = list(range(0, count, batch_size))
     if len(starts) > 1 and count - starts[-1] == 1:

@@ -97,7 +97,8 @@ class CellFiles:
         try:
             found = json.loads(self.record.read_text(encoding="utf-8"))
             assert isinstance(found, dict)
-            assert self.predictions is not None and self.predictions.is_file()
+            assert self.predictions is not None
+            assert self.predictions.is_file()
         except (ValueError, AssertionError) as error:
             raise CheckpointError(
                 f"{self.record}: not a whole record of a cell; remove it to compute the cell again"
@@ -132,7 +133,9 @@ def run_cell(
         return CellResult(done, predictions, _read_teacher(arm, files) if arm.role == "teacher" else None)
     if arm.source is not None:
         return _finished_teacher(arm, seed, data, files)
-    assert arm.model is not None and arm.recipe is not None and arm.training is not None
+    assert arm.model is not None
+    assert arm.recipe is not None
+    assert arm.training is not None
     fitted = fit(
         arm.model,
         data,
@@ -158,7 +161,9 @@ def run_cell(
     }
     if files.weights is not None:
         shown = {name: record["test"][name] for name in ("average", "worst_group", "worst_group_name")}
-        fitted.save(files.weights, **(card or {}), test=shown, transplanted=isinstance(fitted.model, TransplantedStudent))
+        fitted.save(
+            files.weights, **(card or {}), test=shown, transplanted=isinstance(fitted.model, TransplantedStudent)
+        )
     _keep(files, record, predictions)
     return CellResult(record, predictions, fitted if arm.role == "teacher" else None)
 
@@ -168,7 +173,9 @@ def _evaluate(model: Any, data: Data) -> tuple[dict[str, Any], np.ndarray[Any, n
     logits = predict_logits(model, data.test)
     found = {
         "test": evaluate(logits, data.test, training_counts=counts).to_dict(),
-        "validation": evaluate(predict_logits(model, data.validation), data.validation, training_counts=counts).to_dict(),
+        "validation": evaluate(
+            predict_logits(model, data.validation), data.validation, training_counts=counts
+        ).to_dict(),
     }
     return found, logits.argmax(1).astype(np.int64)
 
@@ -197,7 +204,8 @@ def _finished_teacher(arm: Arm, seed: int, data: Data, files: CellFiles) -> Cell
 def _read_teacher(arm: Arm, files: CellFiles) -> Any:
     if arm.source is not None:
         return arm.source
-    assert files.weights is not None and arm.model is not None
+    assert files.weights is not None
+    assert arm.model is not None
     model = arm.model() if not isinstance(arm.model, nn.Module) else arm.model
     load_weights(model, files.weights)
     return model.eval()

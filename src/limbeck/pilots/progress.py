@@ -72,7 +72,8 @@ class Lines:
         if found.get("worst_group") is not None:
             text += f", worst group {100 * found['worst_group']:.1f} %"
         print(
-            f"[{self._count:>3}/{self._total}] {label:<28} seed {seed}  {text}  ({record['seconds']:.1f} s, {left:.0f} s left)",
+            f"[{self._count:>3}/{self._total}] {label:<28} seed {seed}  {text}  ({record['seconds']:.1f} s, "
+            f"{left:.0f} s left)",
             file=sys.stderr,
             flush=True,
         )

@@ -88,10 +88,19 @@ def metric_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         for run in model["runs"]:
             for part in ("validation", "test"):
                 measured = run[part]
-                common = {"model": model["key"], "role": model["role"], "teacher": model["teacher"], "seed": run["seed"]}
+                common = {
+                    "model": model["key"],
+                    "role": model["role"],
+                    "teacher": model["teacher"],
+                    "seed": run["seed"],
+                }
                 common["part"] = part
-                total, correct = sum(measured["group_total"]), sum(measured["group_correct"])
-                rows.append({**common, "group": None, "samples": total, "correct": correct, "accuracy": measured["average"]})
+                # Samples of unknown group count in the average and in no group: the confusion has them all.
+                samples = sum(map(sum, measured["confusion"]))
+                correct = sum(row[k] for k, row in enumerate(measured["confusion"]))
+                rows.append(
+                    {**common, "group": None, "samples": samples, "correct": correct, "accuracy": measured["average"]}
+                )
                 for name, count, right in zip(groups, measured["group_total"], measured["group_correct"], strict=True):
                     accuracy = right / count if count else None
                     rows.append({**common, "group": name, "samples": count, "correct": right, "accuracy": accuracy})
@@ -183,7 +192,8 @@ def _numbers(difference: Difference) -> str:
     seeds = max(difference.seeds)
     return (
         f"{_percent(difference.value)} against {_percent(difference.reference)} "
-        f"({100 * difference.difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, "
+        f"({100 * difference.difference:+.1f} points, {100 * difference.level:.0f} % interval {low:+.1f} to "
+        f"{high:+.1f}, "
         f"{seeds} seed{'s' if seeds != 1 else ''})"
     )
 

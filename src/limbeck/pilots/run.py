@@ -24,7 +24,7 @@ from limbeck.errors import ConfigError, LimbeckError, RecipeError
 from limbeck.fitting import check_student
 from limbeck.pilots.cells import Arm, CellFiles, CellResult, ModelFactory, run_cell
 from limbeck.pilots.progress import Quiet, Watcher
-from limbeck.pilots.result import PLAIN, PilotResult, comparisons, history_rows, metric_rows, validation_mean, verdict
+from limbeck.pilots.result import PLAIN, PilotResult, comparisons, history_rows, validation_mean, verdict
 from limbeck.presets import as_recipe
 from limbeck.recipe import Recipe
 from limbeck.selection import SelectionRule, selection_rule
@@ -68,7 +68,9 @@ def pilot(
         The result; its first line says whether distillation beat the plain student.
     """
     if student is None:
-        raise LimbeckError("pilot(data, teacher, student): a student is needed: a module, or a function that builds one")
+        raise LimbeckError(
+            "pilot(data, teacher, student): a student is needed: a module, or a function that builds one"
+        )
     sources = {} if teacher is None else dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
     arms = [Arm(_teacher_key(key), f"{key} (teacher)", "teacher", source=source) for key, source in sources.items()]
     training = training or Training()
@@ -114,7 +116,9 @@ def run_pilot(
     training = Training(**config.training.model_dump())
     for entry in config.recipes:
         recipe = as_recipe(entry.settings, functions).replace(name=entry.label)
-        arms += _student_arms(entry.label, recipe, _teachers_of(entry, recipe, config), factory(config.student), training)
+        arms += _student_arms(
+            entry.label, recipe, _teachers_of(entry, recipe, config), factory(config.student), training
+        )
     folder = Path(output) if output is not None else config.output_folder
     if not resume and (folder / "run.json").is_file():
         shutil.rmtree(folder)
@@ -134,7 +138,8 @@ def _teachers_of(entry: Any, recipe: Recipe, config: PilotConfig) -> list[str]:
     if entry.teachers:
         if not recipe.teacher_outputs and recipe.rounds == 1:
             raise RecipeError(
-                f"recipe {entry.label!r} takes nothing from a teacher, but names {', '.join(entry.teachers)}: remove 'teacher'"
+                f"recipe {entry.label!r} takes nothing from a teacher, but names {', '.join(entry.teachers)}: "
+                "remove 'teacher'"
             )
         return list(entry.teachers)
     return list(config.teachers) if recipe.needs_teacher else []
@@ -171,7 +176,9 @@ def _student_arms(
 ) -> list[Arm]:
     if not teachers:
         role = "student" if recipe.teacher_outputs else "baseline"
-        return [Arm(_slug(label), f"{label} (no teacher)" if role == "baseline" else label, role, student, recipe, training)]
+        return [
+            Arm(_slug(label), f"{label} (no teacher)" if role == "baseline" else label, role, student, recipe, training)
+        ]
     several = len(teachers) > 1
     return [
         Arm(
@@ -203,7 +210,8 @@ def run_arms(
 ) -> PilotResult:
     """Run every arm with every seed, teachers first, and compare.
 
-    Training is on one thread: small models gain nothing from more, two pilots on one machine do not fight, and results do
+    Training is on one thread: small models gain nothing from more, two pilots on one machine do not fight, and
+    results do
     not depend on the number of cores.
     """
     with _one_thread():
@@ -347,7 +355,8 @@ def _open_folder(
         different = sorted(key for key in plan if key != "seeds" and plan[key] != found.get(key))
         if different:
             raise ConfigError(
-                f"{folder} holds another pilot (different: {', '.join(different)}): choose another output folder, or start "
+                f"{folder} holds another pilot (different: {', '.join(different)}): choose another output "
+                "folder, or start "
                 "afresh (--fresh)"
             )
     elif folder.exists() and any(folder.iterdir()):
@@ -440,7 +449,9 @@ def _record(
         "chosen": chosen,
         "verdict": sentence,
         "warnings": list(
-            dict.fromkeys([*warnings, *(note for cells in results.values() for cell in cells for note in cell.record["warnings"])])
+            dict.fromkeys(
+                [*warnings, *(note for cells in results.values() for cell in cells for note in cell.record["warnings"])]
+            )
         ),
     }
 

@@ -6,6 +6,7 @@ Data are thinned here, not in the page, so that a large pilot still makes a smal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -242,7 +243,8 @@ def group_accuracy(summary: Summary, t: Language) -> Chart:
     y = y.axis(labelOverlap=False, grid=True, tickBand="extent", **_BREAKING_LABELS)
     offset = alt.YOffset("m:N", sort=labels).scale(paddingOuter=0.3)
     base = _chart("rows").encode(y=y, yOffset=offset)
-    lowest = _floor(min((row["l"] for row in rows if row["l"] is not None), default=0.0))
+    limits = (estimate.low for model in models for estimate in model.groups if estimate.low is not None)
+    lowest = _floor(min(limits, default=0.0))
     x = alt.X("a:Q", title=t("axis.accuracy")).axis(format=".0%", tickCount=6).scale(domain=[lowest, 1], nice=False)
     bars = base.mark_rule(strokeWidth=2)
     bars = bars.encode(x=alt.X("l:Q").scale(domain=[lowest, 1], nice=False), x2="h:Q", color=colour, opacity=opacity)
@@ -274,18 +276,18 @@ def accuracy_curves(summary: Summary, model: Model, t: Language, *, legend: bool
         for epoch, value in mean_curve(model, field, epochs)
     ]
     single = [
-        {"e": entry["epoch"], "v": _round(entry[field]), "k": kind, "s": str(run.seed)}
+        {"e": epoch, "v": _round(value), "k": kind, "s": str(run.seed)}
         for field, kind in names.items()
         for run in model.runs
-        for entry in run.history
-        if int(entry["epoch"]) in epochs and entry.get(field) is not None
+        for epoch, value in _by_epoch(run, field).items()
+        if epoch in epochs
     ]
     selected = [
-        {"e": entry["epoch"], "v": _round(entry[field]), "k": kind, "s": str(run.seed)}
+        {"e": epoch, "v": _round(value), "k": kind, "s": str(run.seed)}
         for field, kind in names.items()
         for run in model.runs
-        for entry in run.history
-        if entry["epoch"] == run.selected_epoch and entry.get(field) is not None
+        for epoch, value in _by_epoch(run, field).items()
+        if epoch == run.selected_epoch
     ]
     # Without a legend this is the upper of two panels, and the lower one names the axis.
     x = _epoch_axis(t, epochs) if legend else _epoch_axis(t, epochs).title(None)
@@ -312,10 +314,10 @@ def loss_curve(model: Model, t: Language) -> Chart:
     """Training loss of one model over epochs: seeds thin, their mean thick."""
     epochs = curve_epochs(model)
     single = [
-        {"e": entry["epoch"], "v": _round(entry["loss"]), "s": str(run.seed)}
+        {"e": epoch, "v": _round(value), "s": str(run.seed)}
         for run in model.runs
-        for entry in run.history
-        if entry["epoch"] in epochs and entry.get("loss") is not None
+        for epoch, value in _by_epoch(run, "loss").items()
+        if epoch in epochs
     ]
     means = [{"e": epoch, "v": _round(value)} for epoch, value in mean_curve(model, "loss", epochs)]
     x = _epoch_axis(t, epochs)
@@ -555,7 +557,13 @@ def _confusion_groups(summary: Summary, model: Model) -> list[int | None]:
 
 
 def _by_epoch(run: Run, field: str) -> dict[int, Any]:
-    return {int(entry["epoch"]): entry[field] for entry in run.history if entry.get(field) is not None}
+    values = {int(entry["epoch"]): entry.get(field) for entry in run.history}
+    # A loss that ran away is shown as a gap, not as a number.
+    return {
+        epoch: [_round(one) for one in value] if isinstance(value, Sequence) else value
+        for epoch, value in values.items()
+        if isinstance(value, Sequence) or _round(value) is not None
+    }
 
 
 def _highest(summary: Summary, field: str) -> float:
@@ -615,7 +623,7 @@ def _summary_line(estimate: Estimate) -> str:
 
 
 def _round(value: float | None) -> float | None:
-    return None if value is None else round(float(value), 5)
+    return None if value is None or not math.isfinite(value) else round(float(value), 5)
 
 
 def _chart(rows: str) -> alt.Chart:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from limbeck.report import numbers
 from limbeck.report.blocks import Block, Card, Cell, Chart, Code, Facts, Folded, Table, Text
 from limbeck.report.language import Language
-from limbeck.report.sections import cards, headline, sections
+from limbeck.report.sections import cards, sections
+from limbeck.report.sentences import headline
 from limbeck.report.summary import Summary
 
 

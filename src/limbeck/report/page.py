@@ -25,7 +25,8 @@ from limbeck.report import numbers
 from limbeck.report.blocks import Block, Chart, Panels
 from limbeck.report.language import Language, load_language
 from limbeck.report.markdown import markdown
-from limbeck.report.sections import cards, headline, sections, tone
+from limbeck.report.sections import cards, sections, tone
+from limbeck.report.sentences import headline
 from limbeck.report.summary import Summary
 
 _TEMPLATES = resources.files("limbeck.report") / "templates"
@@ -132,7 +133,8 @@ def _library() -> str:
     wanted = re.fullmatch(r"v?(\d+)\.(\d+).*", alt.SCHEMA_VERSION)
     available = vl_convert.get_vegalite_versions()
     version = f"{wanted[1]}.{wanted[2]}" if wanted else None
-    bundle: str = vl_convert.javascript_bundle(None, vl_version=version if version in available else None)
+    known = version if version in available else None
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=known)
     return bundle.replace("</script", "<\\/script").replace("\r\n", "\n")
 
 

@@ -344,6 +344,8 @@ def _run(run: Any, where: str, groups: Sequence[str]) -> Run:
         if groups:
             # Without declared groups an evaluation holds one, of all samples.
             _same_length(counts, groups, f"{where}.test.{key}", "data.groups")
+    for position, entry in enumerate(run.get("history") or ()):
+        _get(entry, "epoch", int, f"{where}.history[{position}]")
     epoch = run.get("selected_epoch")
     return Run(
         seed=run.get("seed"),

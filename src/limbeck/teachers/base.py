@@ -150,6 +150,11 @@ def refusal(teacher: Teacher, missing: Iterable[str], by: str) -> str:
     return f"{message}: {'; '.join(ways)}" if ways else message
 
 
+def as_names(want: Iterable[str]) -> tuple[str, ...]:
+    """Names as a tuple; one name may be given as it is."""
+    return (want,) if isinstance(want, str) else tuple(want)
+
+
 def require(teacher: Teacher, wanted: Iterable[str], by: str = "this recipe") -> None:
     """Refuse a teacher that cannot supply what is wanted; called where a combination is made, before any training.
 
@@ -160,7 +165,7 @@ def require(teacher: Teacher, wanted: Iterable[str], by: str = "this recipe") ->
     Raises:
         TeacherError: naming what it can supply, what is missing and the way out.
     """
-    names = [FIELDS.get(name, name) for name in wanted]
+    names = [FIELDS.get(name, name) for name in as_names(wanted)]
     for name in names:
         if name not in SUPPLIES:
             raise TeacherError(unknown_name("teacher output", name, [*SUPPLIES, *FIELDS]))
@@ -178,7 +183,7 @@ def check_teacher(teacher: Teacher, data: Data, want: Sequence[str] | None = Non
     """
     accept(teacher, data)
     # A recipe that needs logits only is not refused for features that cannot be tapped.
-    names = set(teacher.supplies & BY_CLASS or teacher.supplies) if want is None else set(want)
+    names = set(teacher.supplies & BY_CLASS or teacher.supplies) if want is None else set(as_names(want))
     require(teacher, names, "the check")
     if names & (BY_CLASS | {"head"}):
         check_label_space(teacher, data)
@@ -295,8 +300,8 @@ def _check_head(teacher: Teacher, features: Tensor, logits: Tensor) -> None:
     if weight.shape != (teacher.classes, features.shape[1]) or bias.shape != (teacher.classes,):
         raise TeacherError(
             f"the last layer of {describe(teacher)} has weight {tuple(weight.shape)} and bias {tuple(bias.shape)}, "
-            f"its features are {features.shape[1]} wide and its classes {teacher.classes}: name the layer that makes "
-            "the logits"
+            f"its features are {features.shape[1]} wide and its classes {teacher.classes}: name the layer that "
+            "makes the logits"
         )
     made = features.double() @ weight.double().T.to(features.device) + bias.double().to(features.device)
     if not _close(made.float(), logits):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.errors import TeacherError
 from limbeck.predict import InputReader
-from limbeck.teachers.base import Teacher, batch_axis, batch_outputs, require
+from limbeck.teachers.base import Teacher, as_names, batch_axis, batch_outputs, require
 
 if TYPE_CHECKING:
     from limbeck.data import Data
@@ -38,6 +38,7 @@ def collect(
     Raises:
         TeacherError: for what the teacher cannot supply, outputs that are not finite, or a result above `max_bytes`.
     """
+    want = as_names(want)
     require(teacher, want, by="this pass")
     whole: dict[str, Tensor] = {}
     for rows, found in _batches(teacher, data, want, batch_size):

@@ -55,8 +55,8 @@ def as_teacher(source: Any, **options: Any) -> Teacher:
         return TableTeacher(source, **options)
     raise TeacherError(
         f"a {type(source).__name__} cannot teach: give an nn.Module, what fit returned, a classifier with "
-        "predict_proba, the "
-        "path of an ONNX file, a table or a store, or an object with the members of limbeck.teachers.Teacher"
+        "predict_proba, the path of an ONNX file, a table or a store, or an object with the members of "
+        "limbeck.teachers.Teacher"
     )
 
 

@@ -92,8 +92,8 @@ class Layout:
         if size != layout.size:
             raise StoreError(
                 f"{path} has {size} bytes, its header says {layout.size}: "
-                f"{'truncated' if size < layout.size else 'something was added'}; copy the store again, or write "
-                "it anew"
+                f"{'truncated' if size < layout.size else 'something was added'}; copy the store again, or write it "
+                "anew"
             )
         return layout
 

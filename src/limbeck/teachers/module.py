@@ -102,10 +102,11 @@ class ModuleTeacher(Source):
         found: dict[str, Tensor] = {}
         with _evaluating(self.module), torch.no_grad(), ExitStack() as taps, _as_teacher_error():
             features = self._feature_tap() if "features" in want and self.kind != "features" else None
+            if features is not None:
+                taps.callback(features.close)
             maps = self._map_tap(inputs) if "maps" in want else None
-            for tap in (features, maps):
-                if tap is not None:
-                    taps.enter_context(tap)
+            if maps is not None:
+                taps.callback(maps.close)
             returned = call_model(self.module, inputs)
             if features is not None:
                 found["features"] = self._vector(features.take())

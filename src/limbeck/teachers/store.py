@@ -19,7 +19,17 @@ from torch import Tensor
 
 from limbeck.errors import StoreError, unknown_name
 from limbeck.predict import InputReader
-from limbeck.teachers.base import BY_CLASS, Source, Teacher, batch_axis, checked_outputs, describe, reads_inputs, shown
+from limbeck.teachers.base import (
+    BY_CLASS,
+    Source,
+    Teacher,
+    as_names,
+    batch_axis,
+    checked_outputs,
+    describe,
+    reads_inputs,
+    shown,
+)
 from limbeck.teachers.fingerprints import fingerprint_of
 from limbeck.teachers.ids import IdIndex
 from limbeck.teachers.layout import Layout
@@ -111,7 +121,7 @@ class Store:
         cls, teacher: Teacher, data: Data, want: Sequence[str] = ("logits",), *, dtype: str = "float32", views: int = 1
     ) -> Forecast:
         """What a store would take on disk, from two samples of the teacher."""
-        return Plan.of(Job(teacher, data, tuple(want), dtype, views)).forecast()
+        return Plan.of(Job(teacher, data, as_names(want), dtype, views)).forecast()
 
     @classmethod
     def write(
@@ -152,7 +162,7 @@ class Store:
             StoreError: where the folder holds something else, or the disk is too small.
         """
         path = Path(path)
-        job = Job(teacher, data, tuple(want), dtype, views, augment, batch_size, shard_bytes)
+        job = Job(teacher, data, as_names(want), dtype, views, augment, batch_size, shard_bytes)
         if path.exists():
             return cls._existing(path, job)
         if not resume and partial_folder(path).exists():
@@ -183,7 +193,7 @@ class Store:
         if not 0 <= part[0] < part[1]:
             raise StoreError(f"part is (which, of how many), counted from 0: found {part}")
         if not Path(path).exists():
-            job = Job(teacher, data, tuple(want), dtype, views, augment, batch_size, shard_bytes)
+            job = Job(teacher, data, as_names(want), dtype, views, augment, batch_size, shard_bytes)
             write_shards(Path(path), job, progress, part)
 
     @classmethod
@@ -305,6 +315,9 @@ class Store:
         Raises:
             StoreError: naming output, view and rows of the first shard that differs.
         """
+        for name, written in self.manifest["crc32"].items():
+            if checksum(self._arrays[name]) != written:
+                raise StoreError(f"{self.path}: {name} is not what was written: copy the store again, or write it anew")
         for shard in self.manifest["shards"]:
             view, (start, end) = shard["view"], shard["rows"]
             for name, written in shard["crc32"].items():
@@ -370,7 +383,7 @@ class Store:
         """Ids whose inputs are not those written; of a lazy reader a sample is looked at."""
         rows = np.arange(len(data))
         if not isinstance(data.x, np.ndarray | Mapping) and len(rows) > _LAZY_SAMPLE:
-            rows = np.sort(np.random.default_rng(0).choice(rows, _LAZY_SAMPLE, replace=False))
+            rows = np.sort(np.random.default_rng().choice(rows, _LAZY_SAMPLE, replace=False))
         reader, changed = InputReader(data), []
         for start in range(0, len(rows), 4096):
             part = rows[start : start + 4096]
@@ -404,12 +417,10 @@ class Store:
             agree = encoding.agrees(stored, samples_first(name, live[name]), tolerance or encoding.tolerance)
             if not agree.all():
                 raise StoreError(
-                    f"the store {self.path} does not say what {describe(teacher)} says now, though its "
-                    "fingerprint is the "
-                    f"same: {name} of view {view} differ for {int((~agree).sum())} of {len(rows)} samples tried "
-                    f"(ids {shown(ids[~agree])}): code outside its weights has changed, or its arithmetic is less "
-                    "exact "
-                    "(tolerance=...); otherwise write the store anew"
+                    f"the store {self.path} does not say what {describe(teacher)} says now, though its fingerprint "
+                    f"is the same: {name} of view {view} differ for {int((~agree).sum())} of {len(rows)} samples "
+                    f"tried (ids {shown(ids[~agree])}): code outside its weights has changed, or its arithmetic is "
+                    "less exact (tolerance=...); otherwise write the store anew"
                 )
 
 
@@ -478,8 +489,7 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], Layout]:
         if partial.is_dir():
             raise StoreError(
                 f"the store {path} is half-written ({state_of(partial)}): call Store.write again with the same "
-                "arguments, "
-                "it goes on from there"
+                "arguments, it goes on from there"
             )
         raise StoreError(f"there is no store {path}: make one with Store.write")
     try:
@@ -492,14 +502,13 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], Layout]:
         raise StoreError(f"{path} is not a store of teacher outputs: its {MANIFEST} is of another format")
     if manifest.get("version") != VERSION:
         raise StoreError(f"{path} has version {manifest.get('version')}, this release reads {VERSION}: write it anew")
-    lacking = [key for key in (*_KEPT, "bytes", "shards") if key not in manifest]
+    lacking = [key for key in (*_KEPT, "bytes", "crc32", "shards") if key not in manifest]
     if lacking:
         raise StoreError(f"{path / MANIFEST} lacks {', '.join(lacking)}: copy the store again, or write it anew")
     layout = Layout.read(path / OUTPUTS)
     if layout.size != manifest["bytes"]:
         raise StoreError(
-            f"{path / OUTPUTS} has {layout.size} bytes, {MANIFEST} says {manifest['bytes']}: the two do not "
-            "belong together; "
-            "copy the store again, or write it anew"
+            f"{path / OUTPUTS} has {layout.size} bytes, {MANIFEST} says {manifest['bytes']}: the two do not belong "
+            "together; copy the store again, or write it anew"
         )
     return manifest, layout

@@ -37,10 +37,11 @@ class TableTeacher(Source):
     """Outputs that were computed elsewhere, read from a table by sample id.
 
     Three layouts are understood:
-    * **one column a class** beside the id, or one column that holds a list a row: `TableTeacher("teacher.parquet")`;
-    * **one row a sample and class**, ids repeated, for top-k or top-1 logs: `class_column="class", value_column="p"`;
-    * **k classes a row**: `class_column=["first", "second"], value_column=["p_first", "p_second"]`, or two list
-    columns. Without `value_column` a decision counts as probability 1.
+    * one column a class beside the id, or one column that holds a list a row: `TableTeacher("teacher.parquet")`;
+    * one row a sample and class, ids repeated, for top-k or top-1 logs: `class_column="class", value_column="p"`;
+    * k classes a row: `class_column=["first", "second"], value_column=["p_first", "p_second"]`, or two list columns.
+
+    Without `value_column` a decision counts as probability 1.
 
     A class that a row does not list (or whose cell is null) is *absent*, and takes part of the missing mass 1 − Σ:
     `missing="uniform"` spreads it equally over the row's absent classes, `"zero"` gives them nothing and rescales
@@ -102,11 +103,17 @@ class TableTeacher(Source):
         self.description = f"the table of {kind.replace('_', '-')} {source}"
         id_column = id if id is not None else "ids" if "ids" in found and "id" not in found else "id"
         ids = self._ids(found, id_column)
-        if classes is None and "classes" in found and found["classes"].ndim == 1 and len(found["classes"]) != len(ids):
-            classes = tuple(map(str, found["classes"]))
-        cells = {name: values for name, values in found.items() if name != id_column and len(values) == len(ids)}
+        cells = {name: values for name, values in found.items() if name != id_column}
+        listed = cells.get("classes")
+        own: ClassNames | None = None
+        if listed is not None and listed.ndim == 1 and listed.dtype.kind == "U" and len(listed) != len(ids):
+            own = tuple(map(str, cells.pop("classes")))
+            classes = own if classes is None else classes
+        for name, values in cells.items():
+            if values.ndim == 0 or len(values) != len(ids):
+                raise TeacherError(f"{self.description}: {name!r} has shape {values.shape} for {len(ids)} ids")
         if class_column is None:
-            self._rows, self._names = self._wide(ids, cells, columns, classes)
+            self._rows, self._names = self._wide(ids, cells, columns, classes, own)
         else:
             self._rows, self._names = self._listed(ids, cells, _several(class_column), _several(value_column), classes)
         self._check_rows()
@@ -157,9 +164,8 @@ class TableTeacher(Source):
         if len(rows) and int(rows.min()) < 0:
             lacking = ids[rows < 0]
             raise TeacherError(
-                f"{self.description} has no row for {len(lacking)} of {len(ids)} ids{whose} ({shown(lacking)}): "
-                "add them, "
-                "or leave these samples out with data.subset"
+                f"{self.description} has no row for {len(lacking)} of {len(ids)} ids{whose} ({shown(lacking)}): add "
+                "them, or leave these samples out with data.subset"
             )
         return rows
 
@@ -181,8 +187,8 @@ class TableTeacher(Source):
         ids = found[name]
         if ids.dtype.kind not in "iu" or ids.ndim != 1:
             raise TeacherError(
-                f"{self.description}: the id column {name!r} holds {ids.dtype} of shape {ids.shape}, expected "
-                "whole numbers"
+                f"{self.description}: the id column {name!r} holds {ids.dtype} of shape {ids.shape}, expected whole "
+                "numbers"
             )
         return ids.astype(np.int64)
 
@@ -192,13 +198,13 @@ class TableTeacher(Source):
         cells: Columns,
         columns: Sequence[str] | Mapping[str, str] | None,
         classes: Sequence[str] | int | None,
+        own: ClassNames | None,
     ) -> tuple[_Rows, ClassNames | None]:
         doubled = duplicates(ids)
         if len(doubled):
             raise TeacherError(
                 f"{self.description} has {len(doubled)} ids more than once ({shown(doubled)}): keep one row a "
-                "sample, or for "
-                "one row a sample and class say class_column= and value_column="
+                "sample, or for one row a sample and class say class_column= and value_column="
             )
         names = None if classes is None or isinstance(classes, int) else tuple(map(str, classes))
         if isinstance(columns, Mapping):
@@ -207,7 +213,7 @@ class TableTeacher(Source):
         else:
             listed = list(cells) if columns is None else list(columns)
             if len(listed) == 1 and self._column(cells, listed[0]).ndim == 2:
-                return self._matrix(ids, self._numbers(cells, listed[0]), classes), names
+                return self._matrix(ids, self._numbers(cells, listed[0]), classes, own), names
             if names is not None and columns is None:
                 placed = {column: self._class(column, names) for column in listed}
             else:
@@ -215,9 +221,8 @@ class TableTeacher(Source):
                 declared = len(placed) if classes is None else classes if isinstance(classes, int) else len(classes)
                 if len(placed) != declared or not placed:
                     raise TeacherError(
-                        f"{self.description} has {len(placed)} columns of classes ({shown(placed)}) and "
-                        f"{declared} classes "
-                        "were declared: name the columns that are classes with columns="
+                        f"{self.description} has {len(placed)} columns of classes ({shown(placed)}) and {declared} "
+                        "classes were declared: name the columns that are classes with columns="
                     )
                 names = tuple(placed) if classes is None else names
         count = len(placed) if names is None else len(names)
@@ -231,8 +236,20 @@ class TableTeacher(Source):
             values[:, place] = cell
         return _Rows(ids, values, None, count), names
 
-    def _matrix(self, ids: NDArray[np.int64], cell: NDArray[Any], classes: Sequence[str] | int | None) -> _Rows:
+    def _matrix(
+        self,
+        ids: NDArray[np.int64],
+        cell: NDArray[Any],
+        classes: Sequence[str] | int | None,
+        own: ClassNames | None,
+    ) -> _Rows:
+        """Values as rows of a matrix, its columns in the order of `classes`, or of the table's `own` names."""
         values = np.array(cell, dtype=np.float32)
+        if own is not None and classes is not None and not isinstance(classes, int) and len(own) == values.shape[1]:
+            wanted = tuple(map(str, classes))
+            whole = np.full((len(ids), len(wanted)), np.nan, dtype=np.float32)
+            whole[:, [self._class(name, wanted) for name in own]] = values
+            values = whole
         declared = values.shape[1] if classes is None else classes if isinstance(classes, int) else len(classes)
         if values.shape[1] != declared:
             raise TeacherError(
@@ -269,8 +286,8 @@ class TableTeacher(Source):
     def _class(self, name: str, names: ClassNames) -> int:
         if name not in names:
             raise TeacherError(
-                f"{self.description}: column {name!r} is no class ({shown(names)}): name the columns that are "
-                "with columns="
+                f"{self.description}: column {name!r} is no class ({shown(names)}): name the columns that are with "
+                "columns="
             )
         return names.index(name)
 
@@ -283,9 +300,8 @@ class TableTeacher(Source):
         values = self._column(cells, name)
         if values.dtype.kind not in "fiub":
             raise TeacherError(
-                f"{self.description}: column {name!r} holds {values.dtype}, expected numbers; name the columns "
-                "that are "
-                "classes with columns="
+                f"{self.description}: column {name!r} holds {values.dtype}, expected numbers; name the columns that "
+                "are classes with columns="
             )
         return values
 

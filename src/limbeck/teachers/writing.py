@@ -93,8 +93,7 @@ class Job:
         if self.augment is not None and not reads_inputs(self.teacher):
             raise StoreError(
                 f"{describe(self.teacher)} goes by id and knows one view of each sample: augmented views need a "
-                "teacher "
-                "that looks at them"
+                "teacher that looks at them"
             )
 
 
@@ -204,7 +203,10 @@ def finish(path: Path) -> None:
     if not (partial / MANIFEST).exists():
         plan = Plan.read(partial)
         shards = [json.loads(_marker(partial, shard).read_text(encoding="utf-8")) for shard in plan.shards()]
-        write_atomically(partial / MANIFEST, json.dumps({**plan.manifest, "shards": shards}, indent=1) + "\n")
+        arrays = plan.layout.map(partial / OUTPUTS)
+        others = {name: checksum(arrays[name]) for name in arrays if name not in shards[0]["crc32"]}
+        manifest = {**plan.manifest, "crc32": others, "shards": shards}
+        write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(partial / _DONE, ignore_errors=True)
     (partial / _PLAN).unlink(missing_ok=True)
     sync_folder(partial)

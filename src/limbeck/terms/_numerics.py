@@ -156,26 +156,21 @@ def divergence(
     return by_row(_divergence_kernel, _divergence, student, (teacher,), (student_temperature, teacher_temperature))
 
 
-def _shifted(values: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    """A fresh tensor: values/τ less the maximum of the row, so that what matters is near 0 and keeps its digits."""
-    scaled = values.to(dtype) / temperature
-    return scaled.sub_(scaled.amax(1, keepdim=True))
-
-
 def _divergence_kernel(
     student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
-    s = _shifted(student, student_temperature, student.dtype)
-    t = _shifted(teacher, teacher_temperature, student.dtype).clamp_(min=LOWEST)
-    p_student, p_teacher = s.exp(), t.exp()
-    sum_student, sum_teacher = p_student.sum(1, keepdim=True), p_teacher.sum(1, keepdim=True)
-    losses = t.sub_(s).mul_(p_teacher).sum(1, keepdim=True).div_(sum_teacher)
-    losses.add_(sum_student.log()).sub_(sum_teacher.log()).clamp_(min=0)  # rounding alone could make it negative
-    gradient = None
-    if wanted:
-        p_student.div_(sum_student.mul_(student_temperature))
-        gradient = p_student.sub_(p_teacher.div_(sum_teacher.mul_(student_temperature)))
-    return losses.squeeze(1), gradient
+    log_student = torch.log_softmax(student / student_temperature, 1)
+    log_teacher = torch.log_softmax(teacher.to(student.dtype) / teacher_temperature, 1).clamp_(min=LOWEST)
+    return relative(log_student, log_teacher, 1.0 / student_temperature, wanted)
+
+
+def relative(
+    log_student: Tensor, log_teacher: Tensor, scale: Tensor | float, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """KL `[b]` of two tables of log-probabilities without -inf, and scale·(p^S - p^T). Overwrites both tables."""
+    p_teacher = log_teacher.exp()
+    losses = log_teacher.sub_(log_student).mul_(p_teacher).sum(1).clamp_(min=0)  # rounding alone could bring it below
+    return losses, log_student.exp_().sub_(p_teacher).mul_(scale) if wanted else None
 
 
 def _divergence(student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.terms._numerics import LOWEST, by_row, check, column, positive
+from limbeck.terms._numerics import LOWEST, by_row, check, column, positive, relative
 
 
 def sample_confidence(
@@ -172,7 +172,7 @@ def _kernel(
     beta: float,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    losses = student.new_zeros(student.shape[0], 1)
+    losses = student.new_zeros(student.shape[0])
     gradient = None
     if alpha:
         value, gradient = _confidence_kernel(student, teacher, label, refined, confidence_temperature, wanted)
@@ -187,7 +187,7 @@ def _kernel(
             gradient = slope.mul_(scale) if gradient is None else gradient.add_(slope, alpha=scale)
     if wanted and gradient is None:
         gradient = torch.zeros_like(student)
-    return losses.squeeze(1), gradient
+    return losses, gradient
 
 
 def _against_others(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,46 +229,38 @@ def _confidence_kernel(
     d, others, total = _against_others(student / temperature, label)
     scaled = (teacher.to(student.dtype) / temperature).clamp_(min=LOWEST)
     wished = _first_against_others(scaled) if refined else _against_others(scaled, label)[0]
-    losses = _coin_divergence(wished, d).clamp_(min=0)
+    losses = _coin_divergence(wished, d).squeeze(1).clamp_(min=0)
     if not wanted:
         return losses, None
     slope = torch.sigmoid(d).sub_(torch.sigmoid(wished)).div_(temperature)
     return losses, others.mul_(-slope / total).scatter_(1, label, slope)
 
 
-def _kept(teacher: Tensor, label: Tensor, refined: bool) -> Tensor:
-    """What to add to logits so that only the kept classes remain: 0 for them, -inf for the rest.
+def _kept(teacher: Tensor, label: Tensor, refined: bool) -> tuple[Tensor, Tensor]:
+    """What to add to logits so that only the kept classes remain, 0 for them and -inf for the rest; and whether any is.
 
-    Written as 1 - 1/kept because that is an order of magnitude faster than selecting by a boolean mask.
+    Where none is kept, all are: the row has to be taken out afterwards, by a factor `[b, 1]` of 1 or 0. The mask is
+    written as 1 - 1/kept because that is an order of magnitude faster than selecting by booleans.
     """
-    if not refined:
-        return torch.zeros_like(teacher).scatter_(1, label, -torch.inf)
-    below = torch.lt(teacher, teacher.gather(1, label), out=torch.empty_like(teacher))
-    return below.reciprocal_().neg_().add_(1.0)
+    kept = torch.empty_like(teacher)
+    if refined:
+        torch.lt(teacher, teacher.gather(1, label), out=kept)
+    else:
+        kept.fill_(1.0).scatter_(1, label, 0.0)
+    some = kept.amax(1, keepdim=True)
+    return kept.add_(1.0 - some).reciprocal_().neg_().add_(1.0), some
 
 
 def _relations_kernel(
     student: Tensor, teacher: Tensor, label: Tensor, refined: bool, temperature: float, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
-    teacher = teacher.to(student.dtype)
-    kept = _kept(teacher, label, refined)
-    s, t = student / temperature, teacher / temperature
-    top_student = (s + kept).amax(1, keepdim=True).clamp_(min=LOWEST)
-    top_teacher = (t + kept).amax(1, keepdim=True).clamp_(min=LOWEST)
-    s.sub_(top_student)
-    t.sub_(top_teacher).clamp_(min=LOWEST)
-    p_student, p_teacher = torch.add(s, kept).exp_(), torch.add(t, kept).exp_()
-    # Where nothing is kept both sums are 0; 1 instead makes value and gradient 0.
-    sum_student = p_student.sum(1, keepdim=True)
-    sum_teacher = p_teacher.sum(1, keepdim=True)
-    sum_student.masked_fill_(sum_student == 0, 1.0)
-    sum_teacher.masked_fill_(sum_teacher == 0, 1.0)
-    losses = t.sub_(s).mul_(p_teacher).sum(1, keepdim=True).div_(sum_teacher)
-    losses.add_(sum_student.log()).sub_(sum_teacher.log()).clamp_(min=0)
-    if not wanted:
-        return losses, None
-    p_student.div_(sum_student.mul_(temperature))
-    return losses, p_student.sub_(p_teacher.div_(sum_teacher.mul_(temperature)))
+    teacher = teacher.to(student.dtype).clamp(min=LOWEST)
+    kept, some = _kept(teacher, label, refined)
+    log_student, log_teacher = (
+        torch.log_softmax((logits / temperature).add_(kept), 1).clamp_(min=LOWEST) for logits in (student, teacher)
+    )
+    losses, gradient = relative(log_student, log_teacher, some / temperature, wanted)
+    return losses.mul_(some.squeeze(1)), gradient
 
 
 # The same in differentiable operations -------------------------------------------------------------------------------
@@ -290,10 +282,8 @@ def _plain(
         (logits.gather(1, index) - logits.scatter(1, index, -torch.inf).logsumexp(1, keepdim=True)).squeeze(1)
         for logits, index in ((teacher / confidence_temperature, place), (student / confidence_temperature, label))
     ]
-    kept = _kept(teacher, label, refined)
-    some = (kept == 0).any(1)
-    kept = kept.masked_fill(~some.unsqueeze(1), 0.0)
+    kept, some = _kept(teacher, label, refined)
     log_teacher = torch.log_softmax(teacher / temperature + kept, 1).clamp(min=LOWEST)
     log_student = torch.log_softmax(student / temperature + kept, 1).clamp(min=LOWEST)
-    relations = (log_teacher.exp() * (log_teacher - log_student)).sum(1) * some
+    relations = (log_teacher.exp() * (log_teacher - log_student)).sum(1) * some.squeeze(1)
     return alpha * confidence_temperature**2 * _coin_divergence(*coins) + beta * temperature**2 * relations
