@@ -273,3 +273,15 @@ def test_the_verdict_follows_the_evidence(student: float, plain: float, words: s
     sentence, differences = fabricated(student, plain)
     assert words in sentence
     assert differences[0].difference == pytest.approx(student - plain, abs=0.02)
+
+
+def test_a_recipe_that_weighs_teachers_learns_from_all_of_them(tmp_path: Path) -> None:
+    config = changed(
+        teachers={name: {"model": {"name": "mlp", "hidden": [16]}} for name in ("biased", "other", "third")},
+        recipes=[{"recipe": "agre_kd", "teacher": ["biased", "other", "third"]}],
+        seeds=[0],
+    )
+    result = run_pilot(config, output=tmp_path / "run")
+    row = result.to_dict()["models"][-1]
+    assert row["label"] == "agre_kd from biased and other and third"
+    assert row["teachers"] == ["teacher-biased", "teacher-other", "teacher-third"]

@@ -133,18 +133,20 @@ def evaluate(student: Path, data: str | None, models: Path | None, part: str, as
     """
     import json
 
-    found = _evaluations(student, data, models, part)
+    found, failed = _evaluations(student, data, models, part)
     if as_json:
         click.echo(json.dumps({name: result.to_dict() for name, result in found.items()}, indent=1))
-        return
-    for name, result in found.items():
-        click.secho(name, bold=True)
-        click.echo(str(result))
-        click.echo()
+    else:
+        for name, result in found.items():
+            click.secho(name, bold=True)
+            click.echo(str(result))
+            click.echo()
+    if failed:
+        raise ConfigError("\n".join(failed))
 
 
-def _evaluations(student: Path, source: str | None, models: Path | None, part: str) -> dict[str, Any]:
-    """The evaluation of each student, by the name of its file."""
+def _evaluations(student: Path, source: str | None, models: Path | None, part: str) -> tuple[dict[str, Any], list[str]]:
+    """The evaluation of each student, by the name of its file, and why there is none of others."""
     from limbeck.config import load_config
 
     files, own = _student_files(student)
@@ -163,7 +165,15 @@ def _evaluations(student: Path, source: str | None, models: Path | None, part: s
         judged = getattr(data, part)
     else:
         counts, judged = None, table_like(config, data, table)
-    return {file.stem: _evaluation(file, judged, counts, user) for file in files}
+    found: dict[str, Any] = {}
+    failed: list[str] = []
+    for file in files:
+        # One student that cannot be rebuilt does not keep the others from being judged.
+        try:
+            found[file.stem] = _evaluation(file, judged, counts, user)
+        except LimbeckError as error:
+            failed.append(str(error))
+    return found, failed
 
 
 _TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")

@@ -8,12 +8,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import require
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Objective
 
 FLOAT32: dict[str, Any] = {"autocast": False, "channels_last": False}
 WARM_UP, TIMED = 2, 5
@@ -28,7 +31,7 @@ class Engine:
     def __init__(self, precision: Mapping[str, Any]) -> None:
         self._autocast = bool(precision["autocast"])
 
-    def place(self, calls: nn.Module, objective: nn.Module) -> nn.Module:
+    def place(self, calls: nn.Module, objective: Objective) -> nn.Module:
         """The student as the loop calls it."""
         return calls
 
@@ -68,24 +71,26 @@ class FabricEngine(Engine):
         self.fabric.launch()
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
         self.first = self.rank == 0
-        self._scale = 1.0
+        self._objective: Objective | None = None
         self._beside: list[nn.Parameter] = []
 
-    def place(self, calls: nn.Module, objective: nn.Module) -> nn.Module:
+    def place(self, calls: nn.Module, objective: Objective) -> nn.Module:
         """The student wrapped by DDP; the objective's own parameters are averaged after each backward pass."""
+        self._objective = objective
         self._beside = [part for part in objective.parameters() if part.requires_grad]
         return self.fabric.setup_module(calls)  # type: ignore[no-any-return]
 
     def part(self, start: int, end: int) -> slice:
         """Every world-th position, so that the processes' parts differ by one sample at most."""
         mine = slice(start + self.rank, end, self.world)
-        # DDP averages over processes; the mean over the global batch weighs each process by its samples.
-        self._scale = len(range(start + self.rank, end, self.world)) * self.world / (end - start)
+        if self._objective is not None:
+            # DDP averages over processes; the mean over the global batch weighs each process by its samples.
+            self._objective.share = len(range(start + self.rank, end, self.world)) * self.world / (end - start)
         return mine
 
     def backward(self, loss: Tensor) -> None:
         """Gradients, averaged over processes."""
-        self.fabric.backward(loss if self._scale == 1.0 else loss * self._scale)
+        self.fabric.backward(loss)
         for parameter in self._beside:
             if parameter.grad is not None:
                 parameter.grad = self.fabric.all_reduce(parameter.grad, reduce_op="mean")

@@ -509,6 +509,8 @@ class Objective(nn.Module):
         self._weighting_needs = weighting.needs
         self.needs = recipe.needs
         self.factors = [term.weight for term in recipe.terms]
+        self.share = 1.0
+        """This process's share of the global batch, times the number of processes: 1 where there is one."""
 
     def _build(
         self, key: str, kind: str, name: str, function: Callable[..., Any], given: Plain, context: Mapping[str, Any]
@@ -554,6 +556,8 @@ class Objective(nn.Module):
         if self.recipe.weighting.per_teacher:
             return self._per_teacher(batch)
         losses, beside = self._terms(batch)
+        if beside is not None and self.share != 1.0:
+            beside = beside * self.share
         if losses is None:
             assert beside is not None
             return beside, beside.detach().expand(batch["labels"].shape[0])
@@ -561,7 +565,10 @@ class Objective(nn.Module):
         return (loss if beside is None else loss + beside), losses.detach()
 
     def _weigh(self, losses: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        return self.weighting(losses, **{name: batch[name] for name in self._weighting_needs})
+        loss = self.weighting(losses, **{name: batch[name] for name in self._weighting_needs})
+        if self.share != 1.0 and not getattr(self.weighting, "spans_processes", False):
+            loss = loss * self.share
+        return loss
 
     def _per_teacher(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The terms with each teacher in turn, for a weighting of teachers."""

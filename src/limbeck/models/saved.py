@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.checkpoint import load_tensors, save_tensors
 from limbeck.errors import ConfigError
-from limbeck.heads import transplant_weights
+from limbeck.heads import transplant, transplant_weights
 from limbeck.models.builders import build
 from limbeck.models.spec import ModelSpec, check_model
 from limbeck.models.weights import load_weights
@@ -75,6 +76,7 @@ def load_model(
     Raises:
         CheckpointError: where the file is missing, truncated or no safetensors file.
         ConfigError: where it does not say how to rebuild the model, or says what cannot be.
+        RecipeError: where its transplanted layer cannot be put in place.
     """
     file = Path(path)
     tensors, card = load_tensors(file)
@@ -95,15 +97,30 @@ def load_model(
         # Sizes come from the file, and may be anything.
         raise ConfigError(f"{file}: the model it describes cannot be built: {error}") from error
     if "head.weight" in tensors and "head.weight" not in model.state_dict():
-        model = _with_head(model, tensors, card)
+        model = _with_head(model, tensors, card, shape, user)
     load_weights(model, file)
     return SavedModel(model.eval(), spec, tuple(map(str, classes)), card)
 
 
-def _with_head(model: nn.Module, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> nn.Module:
-    """The student in front of a transplanted last layer, as the card's recipe has it."""
+_HEAD_OPTIONS = ("projector", "student_layer", "teacher_layer", "match", "student_map", "teacher_map")
+
+
+def _with_head(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    card: Mapping[str, Any],
+    shape: Any,
+    user: Mapping[str, object] | None,
+) -> nn.Module:
+    """The student in front of a transplanted last layer, put together as its recipe says; the weights come later."""
     recipe = card.get("recipe")
     head = recipe.get("head") if isinstance(recipe, dict) else None
-    options = head if isinstance(head, dict) else {}
-    projector, layer = options.get("projector", "auto"), options.get("student_layer")
-    return transplant_weights(model, tensors["head.weight"], tensors.get("head.bias"), projector, layer)
+    options = {key: head[key] for key in _HEAD_OPTIONS if isinstance(head, dict) and head.get(key) is not None}
+    weight, bias = tensors["head.weight"], tensors.get("head.bias")
+    if "teacher_model" not in card:
+        # Without the teacher's architecture only features can have been matched, not maps.
+        return transplant_weights(model, weight, bias, options.get("projector", "auto"), options.get("student_layer"))
+    teacher = build(card["teacher_model"], inputs_shape=shape, classes=len(weight), user=user)
+    # Any input shows how the maps run through both networks; not zeros, in which everything looks alike.
+    example = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
+    return transplant(model, teacher, **options, example=example)

@@ -41,7 +41,7 @@ class Arm:
         model: builds it, or a module to start every seed from.
         recipe: what it is trained by; None for a finished teacher.
         training: how; None for a finished teacher.
-        teacher: the key of its teacher's arm, or None.
+        teachers: the keys of the arms it learns from; more than one only for recipes that weigh teachers.
         source: a finished teacher: a module, a table of probabilities, …
     """
 
@@ -51,7 +51,7 @@ class Arm:
     model: ModelFactory | nn.Module | None = None
     recipe: Recipe | None = None
     training: Training | None = None
-    teacher: str | None = None
+    teachers: tuple[str, ...] = ()
     source: Any = None
 
 

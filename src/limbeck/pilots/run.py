@@ -114,8 +114,11 @@ def run_pilot(
 
     arms = [_teacher_arm(key, config, factory, functions) for key in config.teachers]
     training = Training(**config.training.model_dump())
-    for entry in config.recipes:
-        recipe = as_recipe(entry.settings, functions).replace(name=entry.label)
+    for index, entry in enumerate(config.recipes):
+        try:
+            recipe = as_recipe(entry.settings, functions).replace(name=entry.label)
+        except RecipeError as error:
+            raise RecipeError(f"recipes[{index}]: {error}") from error
         arms += _student_arms(
             entry.label, recipe, _teachers_of(entry, recipe, config), factory(config.student), training
         )
@@ -126,7 +129,7 @@ def run_pilot(
         data,
         arms,
         config.seeds,
-        selection=config.selection if data.groups is not None or config.selection != "worst_group" else "average",
+        selection=config.selection,
         folder=folder,
         name=config.name,
         progress=progress,
@@ -179,18 +182,21 @@ def _student_arms(
         return [
             Arm(_slug(label), f"{label} (no teacher)" if role == "baseline" else label, role, student, recipe, training)
         ]
-    several = len(teachers) > 1
+    keys = tuple(map(_teacher_key, teachers))
+    if "teachers_logits" in recipe.teacher_outputs:
+        taught = f"{label} from {' and '.join(teachers)}"
+        return [Arm(_slug(label), taught, "student", student, recipe, training, keys)]
     return [
         Arm(
-            _slug(f"{label}-{key}" if several else label),
-            f"{label} from {key}",
+            _slug(f"{label}-{name}" if len(teachers) > 1 else label),
+            f"{label} from {name}",
             "student",
             student,
             recipe,
             training,
-            _teacher_key(key),
+            (key,),
         )
-        for key in teachers
+        for name, key in zip(teachers, keys, strict=True)
     ]
 
 
@@ -257,11 +263,11 @@ def _run_arms(
                 arm,
                 seed,
                 data,
-                teachers.get(arm.teacher) if arm.teacher else None,
+                _taught_by(arm, teachers),
                 selection=rule,
                 files=CellFiles(folder, arm.key, seed),
                 callbacks=watcher.callbacks,
-                card=card | {"arm": arm.key, "model": _model_card(arm, configuration)},
+                card=card | {"arm": arm.key} | _card(arm, configuration),
             )
             if arm.role == "teacher":
                 teachers[arm.key] = result.teacher
@@ -274,6 +280,13 @@ def _run_arms(
     if folder is not None:
         _write(outcome, data, results, configuration)
     return outcome
+
+
+def _taught_by(arm: Arm, teachers: Mapping[str, Any]) -> Any:
+    """The arm's teacher of this seed; a list where it learns from several at once."""
+    found = [teachers[key] for key in arm.teachers]
+    several = arm.recipe is not None and "teachers_logits" in arm.recipe.teacher_outputs
+    return found if several else found[0] if found else None
 
 
 def _with_plain_student(arms: Sequence[Arm]) -> list[Arm]:
@@ -308,12 +321,12 @@ def _check_arms(arms: Sequence[Arm], data: Data) -> list[str]:
             as_teacher(arm.source).check(data)
         if arm.recipe is None:
             continue
-        warnings += arm.recipe.check(classes=data.num_classes, groups=names, teacher=arm.teacher is not None)
+        warnings += arm.recipe.check(classes=data.num_classes, groups=names, teacher=bool(arm.teachers))
         if arm.recipe.needs_groups:
             data.check(groups_required=True)
-        if arm.teacher is not None:
-            source = by_key[arm.teacher]
-            teacher = as_teacher(source.source if source.source is not None else _built(source))
+        if arm.teachers:
+            models = {key: _built(by_key[key]) if by_key[key].source is None else by_key[key].source for key in by_key}
+            teacher = as_teacher(_taught_by(arm, models))
             require_outputs(teacher, arm.recipe.teacher_outputs, by=f"recipe {arm.label!r}")
     for arm in arms:
         if arm.model is not None:
@@ -372,17 +385,20 @@ def _plan_of(arm: Arm) -> dict[str, Any]:
     return {
         "recipe": None if arm.recipe is None else arm.recipe.to_dict(),
         "training": None if arm.training is None else arm.training.to_dict(),
-        "teacher": arm.teacher,
+        "teachers": list(arm.teachers),
         "source": None if arm.source is None else as_teacher(arm.source).fingerprint(),
     }
 
 
-def _model_card(arm: Arm, configuration: Mapping[str, Any] | None) -> Any:
+def _card(arm: Arm, configuration: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is needed to build the model again, where it came from a configuration."""
     if configuration is None:
-        return None
+        return {}
+    specs = {_teacher_key(name): section.get("model") for name, section in configuration.get("teachers", {}).items()}
     if arm.role == "teacher":
-        return configuration["teachers"][arm.key.removeprefix("teacher-")].get("model")
-    return configuration["student"]
+        return {"model": specs[arm.key]}
+    taught = {"teacher_model": specs[arm.teachers[0]]} if len(arm.teachers) == 1 else {}
+    return {"model": configuration["student"], **taught}
 
 
 def _record(
@@ -403,7 +419,8 @@ def _record(
             "label": arm.label,
             "recipe": None if arm.recipe is None else arm.recipe.to_dict(),
             "training": None if arm.training is None else arm.training.to_dict(),
-            "teacher": arm.teacher,
+            "teacher": arm.teachers[0] if len(arm.teachers) == 1 else None,
+            "teachers": list(arm.teachers),
             "parameters": results[arm.key][0].record["parameters"],
             "runs": [result.record for result in results[arm.key]],
         }
@@ -420,8 +437,12 @@ def _record(
     return {
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {package: metadata.version(package) for package in ("torch", "numpy")}
-        | {"limbeck": __version__, "python": platform.python_version()},
+        "versions": {
+            "limbeck": __version__,
+            "python": platform.python_version(),
+            "torch": metadata.version("torch"),
+            "numpy": metadata.version("numpy"),
+        },
         "machine": {
             "system": platform.platform(terse=True),
             "processor": platform.machine(),

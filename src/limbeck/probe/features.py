@@ -71,16 +71,18 @@ class Features:
             self.sample_weights = weights
         self.shift = np.zeros(self.width)
         self.scale = np.ones(self.width)
+        small = len(self.x) * self.width * 8 <= COPY_BYTES
+        raw = np.ascontiguousarray(self.x, dtype=np.float64) if small else self.x
         if standardise:
-            self.shift = self._mean(None)
-            deviation = np.sqrt(self._mean(None, centre=self.shift))
+            self.shift = _column_mean(raw)
+            deviation = np.sqrt(_column_mean(raw, centre=self.shift))
             # A constant column deviates from its mean by rounding alone: it must not be blown up to noise.
             self.scale = np.where(deviation > 1e-13 * np.abs(self.shift), deviation, 1.0)
         if bias:
-            self.shift = self._mean(self.sample_weights)
-        self._copy: Floats | None = None
-        if len(self.x) * self.width * 8 <= COPY_BYTES:
-            self._copy = self._transformed(self.x)
+            self.shift = _column_mean(raw, self.sample_weights)
+        # A conversion of our own may be prepared in place; the caller's array (or a view of it) never.
+        own = not np.may_share_memory(raw, self.x)
+        self._copy: Floats | None = self._transformed(raw, in_place=own) if small else None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -134,24 +136,13 @@ class Features:
         raw = weights / self.scale[:, None]
         return raw, intercept - self.shift @ raw
 
-    def _transformed(self, rows: NDArray[Any]) -> Floats:
+    def _transformed(self, rows: NDArray[Any], in_place: bool = False) -> Floats:
         if not (self.bias or self.standardise):
             return np.ascontiguousarray(rows, dtype=np.float64)
-        out: Floats = np.subtract(rows, self.shift, dtype=np.float64)
-        out /= self.scale
+        out: Floats = np.subtract(rows, self.shift, dtype=np.float64, out=rows if in_place else None)
+        if self.standardise:
+            out /= self.scale
         return out
-
-    def _mean(self, sample_weights: Floats | None, centre: Floats | None = None) -> Floats:
-        """(Weighted) mean of the raw features, or of their squares about a centre."""
-        total, size = np.zeros(self.width), max(1, BLOCK_BYTES // (8 * max(1, self.width)))
-        for start in range(0, len(self.x), size):
-            block = self.x[start : start + size].astype(np.float64)
-            if centre is not None:
-                block = (block - centre) ** 2
-            total += block.sum(0) if sample_weights is None else sample_weights[start : start + size] @ block
-        if not np.isfinite(total).all():
-            raise DataError(_not_finite(self.x, "features"))
-        return total / (len(self.x) if sample_weights is None else sample_weights.sum())
 
     def _feature_gram(self) -> Floats:
         gram = np.zeros((self.width, self.width))
@@ -199,6 +190,20 @@ def raw_matrix(x: ArrayLike, width: int, name: str) -> NDArray[Any]:
     if matrix.shape[1] != width:
         raise DataError(f"{name}: expected {width} columns as in the features fitted on, found {matrix.shape[1]}")
     return matrix
+
+
+def _column_mean(x: NDArray[Any], sample_weights: Floats | None = None, centre: Floats | None = None) -> Floats:
+    """(Weighted) mean of the columns, or of their squares about a centre, a block of rows at a time."""
+    total, size = np.zeros(x.shape[1]), max(1, BLOCK_BYTES // (8 * x.shape[1]))
+    for start in range(0, len(x), size):
+        block = x[start : start + size].astype(np.float64, copy=False)
+        if centre is not None:
+            block = (block - centre) ** 2
+        weights = np.ones(len(block)) if sample_weights is None else sample_weights[start : start + size]
+        total += weights @ block
+    if not np.isfinite(total).all():
+        raise DataError(_not_finite(x, "features"))
+    return np.asarray(total / (len(x) if sample_weights is None else sample_weights.sum()))
 
 
 def _matrix(x: ArrayLike, name: str) -> NDArray[Any]:

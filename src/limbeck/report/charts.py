@@ -583,14 +583,12 @@ def _line_legend(shown: bool) -> alt.Legend | None:
 
 def _accuracy_domain(summary: Summary) -> list[float]:
     """The same range in every panel, so that panels can be compared."""
-    fields = ("validation_average", "validation_worst_group")
     values = [
-        float(entry[field])
+        value
         for model in summary.models
         for run in model.runs
-        for entry in run.history
-        for field in fields
-        if entry.get(field) is not None
+        for field in ("validation_average", "validation_worst_group")
+        for value in _by_epoch(run, field).values()
     ]
     return [_floor(min(values, default=0.0)), 1.0]
 
@@ -633,6 +631,7 @@ def _chart(rows: str) -> alt.Chart:
 
 def _finish(chart: Chart, height: int, description: str, **rows: Sequence[dict[str, Any]]) -> Chart:
     """The chart with its looks and its data, which come last: Altair copies and checks all that is there before."""
-    finished: Chart = chart.properties(width="container", height=height, description=description).configure(**_CONFIG)
+    finished: Chart = chart.properties(width="container", height=height, description=description)
+    finished.config = _CONFIG
     finished.datasets = {name: list(values) for name, values in rows.items()}
     return finished

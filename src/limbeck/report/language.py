@@ -17,7 +17,7 @@ _FOLDER = resources.files("limbeck.report") / "languages"
 class Language:
     """The strings of one language, called with a key and the values of its placeholders.
 
-    >>> load_language("en")("model.plain")
+    >>> load_language("en")("part.plain")
     'Plain student'
     """
 

@@ -65,7 +65,7 @@ def html(summary: Summary, t: Language) -> str:
     """The whole page as text; the same summary and language give the same bytes."""
     chapters = sections(summary, t)
     specs = {
-        chart.key: _embedded(_spec(chart.draw()))
+        chart.key: embedded_json(_spec(chart.draw()))
         for section in chapters
         for block in section.blocks
         for chart in _charts(block)
@@ -86,7 +86,7 @@ def html(summary: Summary, t: Language) -> str:
         style=Markup(_file("page.css")),
         library=Markup(library),
         script=Markup(script),
-        words=_embedded(words),
+        words=embedded_json(words),
         version=__version__,
     )
 
@@ -111,7 +111,7 @@ def _spec(chart: Any) -> dict[str, Any]:
     return spec
 
 
-def _embedded(value: Any) -> Markup:
+def embedded_json(value: Any) -> Markup:
     """JSON that can stand inside a script element: no name in it can end the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":

@@ -97,6 +97,9 @@ class GroupWeighting(nn.Module, ABC):
         size: number of groups.
     """
 
+    spans_processes = True
+    """Its loss is that of the global batch on every process: it must not be weighed by the process's share again."""
+
     def __init__(self, size: int) -> None:
         super().__init__()
         if size < 1:
