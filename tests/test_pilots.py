@@ -285,3 +285,30 @@ def test_a_recipe_that_weighs_teachers_learns_from_all_of_them(tmp_path: Path) -
     row = result.to_dict()["models"][-1]
     assert row["label"] == "agre_kd from biased and other and third"
     assert row["teachers"] == ["teacher-biased", "teacher-other", "teacher-third"]
+
+
+# The forecast ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_forecast_counts_what_the_pilot_will_have(result: lb.PilotResult) -> None:
+    from limbeck.pilots import estimate, plan
+
+    data, arms = plan(changed())
+    forecast = estimate(data, arms, seeds=2)
+    found = {arm.label: arm for arm in forecast.arms}
+    rows = result.to_dict()["models"]
+    assert {row["label"]: row["parameters"] for row in rows} == {label: arm.parameters for label, arm in found.items()}
+    assert found["kd from big"].teacher_bytes == len(data.train) * 10 * 4
+    assert found["erm (no teacher)"].teacher_bytes == 0
+    assert 0 < found["kd from big"].live_share < 1
+    assert forecast.data_bytes == data.x.nbytes
+    assert forecast.seconds == pytest.approx(forecast.overhead_seconds + 2 * sum(arm.seconds for arm in forecast.arms))
+    assert all(label in str(forecast) for label in found)
+
+
+def test_the_forecast_refuses_what_the_pilot_refuses() -> None:
+    from limbeck.pilots import estimate, plan
+
+    data, arms = plan(changed(data={"name": "digits"}, recipes=["group_dro"]))
+    with pytest.raises(RecipeError, match="no groups are declared"):
+        estimate(data, arms, seeds=1)

@@ -15,6 +15,7 @@ from limbeck.errors import ConfigError, LimbeckError
 if TYPE_CHECKING:
     from limbeck.config import PilotConfig
     from limbeck.data import Data
+    from limbeck.pilots import Forecast
 
 _DEBUG = "limbeck.debug"
 _HINT = "limbeck.hint"
@@ -71,6 +72,7 @@ def main() -> None:
 )
 @click.option("--seeds", type=click.IntRange(min=1), help="How many of the configuration's seeds to run.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@click.option("--dry-run", is_flag=True, help="Only forecast what it would cost, as `limbeck estimate` does.")
 @click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
 @_debug
 @click.pass_context
@@ -82,6 +84,7 @@ def pilot(
     resume: bool,
     seeds: int | None,
     quiet: bool,
+    dry_run: bool,
     open_report: bool,
 ) -> None:
     """Run the recipes of CONFIG with each seed, compare them, and write a report.
@@ -93,6 +96,9 @@ def pilot(
 
     # Before torch is imported, so that a mistyped key is told at once.
     settings = _with_seeds(load_config(config), seeds)
+    if dry_run:
+        click.echo(str(_forecast(settings, models)))
+        return
     ctx.meta[_HINT] = "What is finished is kept: the same command goes on from there."
     from limbeck.pilots import Lines, Quiet, run_pilot
 
@@ -104,6 +110,28 @@ def pilot(
     click.echo(f"report: {result.report_path}" if result.report_path else f"results: {result.folder}")
     if open_report and result.report_path:
         click.launch(str(result.report_path))
+
+
+def _forecast(config: PilotConfig, models: Path | None) -> Forecast:
+    from limbeck.pilots import estimate, plan
+
+    data, arms = plan(config, models)
+    return estimate(data, arms, len(config.seeds))
+
+
+@main.command()
+@click.argument("config", metavar="CONFIG")
+@click.option("--models", type=click.Path(path_type=Path), help="The Python file of your own models.")
+@click.option("--json", "as_json", is_flag=True, help="Plain JSON in place of a table.")
+@_debug
+def estimate(config: str, models: Path | None, as_json: bool) -> None:
+    """Forecast a pilot from a few real steps: parameters, memory, stored outputs, the teacher's share, time."""
+    import json
+
+    from limbeck.config import load_config
+
+    found = _forecast(load_config(config), models)
+    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
 
 
 def _with_seeds(config: PilotConfig, wanted: int | None) -> PilotConfig:

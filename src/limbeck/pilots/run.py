@@ -103,6 +103,22 @@ def run_pilot(
     Raises:
         LimbeckError: where the parts do not fit, before any training.
     """
+    data, arms = plan(config, models)
+    return run_arms(
+        data,
+        arms,
+        config.seeds,
+        selection=config.selection,
+        folder=Path(output) if output is not None else config.output_folder,
+        name=config.name,
+        progress=progress,
+        configuration=config.to_dict(),
+        resume=resume,
+    )
+
+
+def plan(config: PilotConfig, models: str | Path | None = None) -> tuple[Data, list[Arm]]:
+    """The data and the arms of a configuration; nothing is trained."""
     from limbeck.build import build_data
     from limbeck.models import build, load_user_file
 
@@ -119,22 +135,9 @@ def run_pilot(
             recipe = as_recipe(entry.settings, functions).replace(name=entry.label)
         except RecipeError as error:
             raise RecipeError(f"recipes[{index}]: {error}") from error
-        arms += _student_arms(
-            entry.label, recipe, _teachers_of(entry, recipe, config), factory(config.student), training
-        )
-    folder = Path(output) if output is not None else config.output_folder
-    if not resume and (folder / "run.json").is_file():
-        shutil.rmtree(folder)
-    return run_arms(
-        data,
-        arms,
-        config.seeds,
-        selection=config.selection,
-        folder=folder,
-        name=config.name,
-        progress=progress,
-        configuration=config.to_dict(),
-    )
+        teachers = _teachers_of(entry, recipe, config)
+        arms += _student_arms(entry.label, recipe, teachers, factory(config.student), training)
+    return data, with_plain_student(arms)
 
 
 def _teachers_of(entry: Any, recipe: Recipe, config: PilotConfig) -> list[str]:
@@ -213,6 +216,7 @@ def run_arms(
     name: str,
     progress: Watcher | None = None,
     configuration: Mapping[str, Any] | None = None,
+    resume: bool = True,
 ) -> PilotResult:
     """Run every arm with every seed, teachers first, and compare.
 
@@ -220,12 +224,13 @@ def run_arms(
     results do
     not depend on the number of cores.
     """
-    with _one_thread():
-        return _run_arms(data, arms, seeds, selection, folder, name, progress, configuration)
+    with one_thread():
+        return _run_arms(data, arms, seeds, selection, folder, name, progress, configuration, resume)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """One thread of torch inside, as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -243,13 +248,16 @@ def _run_arms(
     name: str,
     progress: Watcher | None,
     configuration: Mapping[str, Any] | None,
+    resume: bool,
 ) -> PilotResult:
     started = time.perf_counter()
     watcher = progress or Quiet()
     rule = selection_rule(selection, groups=data.groups is not None)
-    arms = _with_plain_student(arms)
+    arms = with_plain_student(arms)
     data.check(splits=("train", "validation", "test"))
-    warnings = _check_arms(arms, data)
+    warnings = check_arms(arms, data)
+    if not resume and folder is not None and (folder / "run.json").is_file():
+        shutil.rmtree(folder)
     _open_folder(folder, name, arms, seeds, data, rule, configuration)
     results: dict[str, list[CellResult]] = {arm.key: [] for arm in arms}
     watcher.begin(name, [arm.label for arm in arms], len(seeds))
@@ -289,7 +297,7 @@ def _taught_by(arm: Arm, teachers: Mapping[str, Any]) -> Any:
     return found if several else found[0] if found else None
 
 
-def _with_plain_student(arms: Sequence[Arm]) -> list[Arm]:
+def with_plain_student(arms: Sequence[Arm]) -> list[Arm]:
     """Every comparison has the plain student in it."""
     found = list(arms)
     keys = [arm.key for arm in found]
@@ -311,7 +319,7 @@ def _with_plain_student(arms: Sequence[Arm]) -> list[Arm]:
     return found
 
 
-def _check_arms(arms: Sequence[Arm], data: Data) -> list[str]:
+def check_arms(arms: Sequence[Arm], data: Data) -> list[str]:
     """Everything that can be known to fail is refused before the first step of training."""
     by_key = {arm.key: arm for arm in arms}
     names = None if data.groups is None else data.groups.names
