@@ -312,3 +312,27 @@ def test_the_forecast_refuses_what_the_pilot_refuses() -> None:
     data, arms = plan(changed(data={"name": "digits"}, recipes=["group_dro"]))
     with pytest.raises(RecipeError, match="no groups are declared"):
         estimate(data, arms, seeds=1)
+
+
+def test_another_student_is_another_pilot(result: lb.PilotResult) -> None:
+    with pytest.raises(ConfigError, match="holds another pilot"):
+        run_pilot(changed(student={"name": "mlp", "hidden": [9]}), output=result.folder)
+
+
+def test_automatic_precision_is_one_for_all_recipes_and_kept_for_a_repeated_pilot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[dict[str, Any]] = []
+
+    def milliseconds(candidate: dict[str, Any], *_: Any) -> float:
+        timed.append(candidate)
+        return 1.0 if candidate["autocast"] else 2.0
+
+    monkeypatch.setattr("limbeck.engine._milliseconds", milliseconds)
+    config = changed(training={"epochs": 1, "precision": "auto"}, seeds=[0])
+    first = run_pilot(config, output=tmp_path / "run")
+    assert len(timed) == 4, "the teacher's network and the student's, two candidates each"
+    assert all(run["precision"]["autocast"] for row in first.to_dict()["models"] for run in row["runs"])
+    again = run_pilot(config, output=tmp_path / "run", resume=False)
+    assert len(timed) == 4
+    assert again.verdict == first.verdict

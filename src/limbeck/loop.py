@@ -222,12 +222,12 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _choose_precision(stage: Stage, reader: InputReader) -> dict[str, Any]:
     example = reader(torch.arange(min(stage.training.batch_size, len(stage.data.train))))
-    return choose_precision(
-        stage.training.precision,
-        stage.model,
-        example,
-        lambda model, inputs: logits_of(call_model(model, inputs)).float().mean(),
-    )
+    return choose_precision(stage.training.precision, stage.model, example, forward_mean)
+
+
+def forward_mean(model: nn.Module, inputs: Any) -> Tensor:
+    """A scalar whose forward and backward pass take what a step of the student takes; for timing."""
+    return logits_of(call_model(model, inputs)).float().mean()
 
 
 def _record(

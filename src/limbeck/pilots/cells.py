@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,40 +19,12 @@ from limbeck.evaluation import evaluate
 from limbeck.fitting import fit
 from limbeck.heads import TransplantedStudent
 from limbeck.models import load_weights
+from limbeck.pilots.arms import Arm
 from limbeck.predict import predict_logits
-from limbeck.recipe import Recipe
 from limbeck.selection import SelectionRule
-from limbeck.training import Training
 
 if TYPE_CHECKING:
     from limbeck.data import Data
-
-ModelFactory = Callable[[], nn.Module]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A row of the comparison: a model, a recipe and the teacher it learns from; each seed of it is a cell.
-
-    Args:
-        key: unique in the pilot, fit for a file name.
-        label: how tables call it.
-        role: `teacher`, `baseline` (no teacher) or `student`.
-        model: builds it, or a module to start every seed from.
-        recipe: what it is trained by; None for a finished teacher.
-        training: how; None for a finished teacher.
-        teachers: the keys of the arms it learns from; more than one only for recipes that weigh teachers.
-        source: a finished teacher: a module, a table of probabilities, …
-    """
-
-    key: str
-    label: str
-    role: str
-    model: ModelFactory | nn.Module | None = None
-    recipe: Recipe | None = None
-    training: Training | None = None
-    teachers: tuple[str, ...] = ()
-    source: Any = None
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from limbeck.callbacks import RunState
 from limbeck.fitting import fit
-from limbeck.pilots.cells import Arm
-from limbeck.pilots.run import check_arms, one_thread
+from limbeck.pilots.arms import Arm, built, check_arms
+from limbeck.pilots.run import one_thread
 from limbeck.predict import InputReader, batched_logits, call_model, evaluating
 from limbeck.teachers import Teacher, as_teacher, collect
 from limbeck.training import batch_bounds
@@ -120,7 +120,7 @@ def estimate(data: Data, arms: Sequence[Arm], seeds: int) -> Forecast:
         sources: dict[str, Any] = {}
         for arm in arms:
             if arm.role == "teacher":
-                sources[arm.key] = arm.source if arm.source is not None else _module(arm)
+                sources[arm.key] = arm.source if arm.source is not None else built(arm)
         forecasts = tuple(_arm(arm, data, sources) for arm in arms)
     reader = InputReader(data)(torch.arange(1))
     parts = reader.values() if isinstance(reader, Mapping) else [reader]
@@ -152,13 +152,6 @@ class _Clock:
         """Nothing."""
 
 
-def _module(arm: Arm) -> nn.Module:
-    if isinstance(arm.model, nn.Module):
-        return arm.model
-    assert arm.model is not None
-    return arm.model()
-
-
 def _arm(arm: Arm, data: Data, sources: Mapping[str, Any]) -> ArmForecast:
     train, evaluated = data.train, len(data.validation) + len(data.test)
     taught = [sources[key] for key in arm.teachers]
@@ -171,7 +164,7 @@ def _arm(arm: Arm, data: Data, sources: Mapping[str, Any]) -> ArmForecast:
         return ArmForecast(arm.label, parameters, seconds, 0.0, 0.0, 0, 0)
     assert arm.training is not None
     assert arm.recipe is not None
-    model, training = _module(arm), arm.training
+    model, training = built(arm), arm.training
     small = _part(data, min(len(train), STEPS * training.batch_size))
     clock = _Clock()
     # Three epochs of few steps: the fastest is a steady one.

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import re
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from limbeck import __version__
-from limbeck.checkpoint import write_atomically, write_json
-from limbeck.errors import ConfigError, LimbeckError, RecipeError
-from limbeck.fitting import check_student
-from limbeck.pilots.cells import Arm, CellFiles, CellResult, ModelFactory, run_cell
+from limbeck.engine import choose_precision
+from limbeck.errors import LimbeckError
+from limbeck.loop import forward_mean
+from limbeck.pilots.arms import (
+    Arm,
+    ModelFactory,
+    built,
+    card_of,
+    check_arms,
+    plan,
+    student_arms,
+    taught_by,
+    teacher_key,
+    with_plain_student,
+)
+from limbeck.pilots.cells import CellFiles, CellResult, run_cell
+from limbeck.pilots.folder import open_folder, recorded_precision, write_results
 from limbeck.pilots.progress import Quiet, Watcher
-from limbeck.pilots.result import PLAIN, PilotResult, comparisons, history_rows, validation_mean, verdict
+from limbeck.pilots.result import PLAIN, PilotResult, comparisons, validation_mean, verdict
+from limbeck.predict import InputReader
 from limbeck.presets import as_recipe
 from limbeck.recipe import Recipe
 from limbeck.selection import SelectionRule, selection_rule
-from limbeck.teachers import as_teacher
-from limbeck.teachers import require as require_outputs
 from limbeck.training import Training
 
 if TYPE_CHECKING:
@@ -72,12 +81,12 @@ def pilot(
             "pilot(data, teacher, student): a student is needed: a module, or a function that builds one"
         )
     sources = {} if teacher is None else dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
-    arms = [Arm(_teacher_key(key), f"{key} (teacher)", "teacher", source=source) for key, source in sources.items()]
+    arms = [Arm(teacher_key(key), f"{key} (teacher)", "teacher", source=source) for key, source in sources.items()]
     training = training or Training()
     for entry in recipes:
         recipe = as_recipe(entry)
         asks = recipe.needs_teacher
-        arms += _student_arms(recipe.name, recipe, list(sources) if asks else [], student, training)
+        arms += student_arms(recipe.name, recipe, list(sources) if asks else [], student, training)
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     folder = None if output is None else Path(output)
     return run_arms(data, arms, chosen, selection=selection, folder=folder, name=name, progress=progress)
@@ -115,92 +124,6 @@ def run_pilot(
         configuration=config.to_dict(),
         resume=resume,
     )
-
-
-def plan(config: PilotConfig, models: str | Path | None = None) -> tuple[Data, list[Arm]]:
-    """The data and the arms of a configuration; nothing is trained."""
-    from limbeck.build import build_data
-    from limbeck.models import build, load_user_file
-
-    functions = {} if models is None else load_user_file(models)
-    data = build_data(config)
-
-    def factory(spec: Any) -> Callable[[], nn.Module]:
-        return lambda: build(spec, inputs_shape=data.sample_shape, classes=data.num_classes, user=functions)
-
-    arms = [_teacher_arm(key, config, factory, functions) for key in config.teachers]
-    training = Training(**config.training.model_dump())
-    for index, entry in enumerate(config.recipes):
-        try:
-            recipe = as_recipe(entry.settings, functions).replace(name=entry.label)
-        except RecipeError as error:
-            raise RecipeError(f"recipes[{index}]: {error}") from error
-        teachers = _teachers_of(entry, recipe, config)
-        arms += _student_arms(entry.label, recipe, teachers, factory(config.student), training)
-    return data, with_plain_student(arms)
-
-
-def _teachers_of(entry: Any, recipe: Recipe, config: PilotConfig) -> list[str]:
-    if entry.teachers:
-        if not recipe.teacher_outputs and recipe.rounds == 1:
-            raise RecipeError(
-                f"recipe {entry.label!r} takes nothing from a teacher, but names {', '.join(entry.teachers)}: "
-                "remove 'teacher'"
-            )
-        return list(entry.teachers)
-    return list(config.teachers) if recipe.needs_teacher else []
-
-
-def _teacher_arm(
-    key: str, config: PilotConfig, factory: Callable[[Any], ModelFactory], functions: Mapping[str, Any]
-) -> Arm:
-    section = config.teachers[key]
-    label = f"{key} (teacher)"
-    if not section.trained_here:
-        source: Any = section.table or section.onnx
-        if section.weights is not None:
-            from limbeck.models import load_weights
-
-            source = factory(section.model)()
-            load_weights(source, section.weights)
-        return Arm(_teacher_key(key), label, "teacher", source=source)
-    recipe = as_recipe(section.recipe.settings if section.recipe else "erm", functions)
-    training = Training(**config.training_of(key).model_dump())
-    return Arm(_teacher_key(key), label, "teacher", factory(section.model), recipe, training)
-
-
-def _teacher_key(name: str) -> str:
-    return _slug(f"teacher-{name}")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
-
-
-def _student_arms(
-    label: str, recipe: Recipe, teachers: Sequence[str], student: nn.Module | ModelFactory, training: Training
-) -> list[Arm]:
-    if not teachers:
-        role = "student" if recipe.teacher_outputs else "baseline"
-        return [
-            Arm(_slug(label), f"{label} (no teacher)" if role == "baseline" else label, role, student, recipe, training)
-        ]
-    keys = tuple(map(_teacher_key, teachers))
-    if "teachers_logits" in recipe.teacher_outputs:
-        taught = f"{label} from {' and '.join(teachers)}"
-        return [Arm(_slug(label), taught, "student", student, recipe, training, keys)]
-    return [
-        Arm(
-            _slug(f"{label}-{name}" if len(teachers) > 1 else label),
-            f"{label} from {name}",
-            "student",
-            student,
-            recipe,
-            training,
-            (key,),
-        )
-        for name, key in zip(teachers, keys, strict=True)
-    ]
 
 
 # Running the arms -----------------------------------------------------------------------------------------------------
@@ -256,9 +179,10 @@ def _run_arms(
     arms = with_plain_student(arms)
     data.check(splits=("train", "validation", "test"))
     warnings = check_arms(arms, data)
-    if not resume and folder is not None and (folder / "run.json").is_file():
-        shutil.rmtree(folder)
-    _open_folder(folder, name, arms, seeds, data, rule, configuration)
+    choices = {} if folder is None else recorded_precision(folder)
+    arms = [_with_precision(arm, data, choices) for arm in arms]
+    if folder is not None:
+        open_folder(folder, name, arms, seeds, data, rule, configuration, choices, resume)
     results: dict[str, list[CellResult]] = {arm.key: [] for arm in arms}
     watcher.begin(name, [arm.label for arm in arms], len(seeds))
     card = {"pilot": name, "data": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
@@ -271,11 +195,11 @@ def _run_arms(
                 arm,
                 seed,
                 data,
-                _taught_by(arm, teachers),
+                taught_by(arm, teachers),
                 selection=rule,
                 files=CellFiles(folder, arm.key, seed),
                 callbacks=watcher.callbacks,
-                card=card | {"arm": arm.key} | _card(arm, configuration),
+                card=card | {"arm": arm.key} | card_of(arm, configuration),
             )
             if arm.role == "teacher":
                 teachers[arm.key] = result.teacher
@@ -286,127 +210,19 @@ def _run_arms(
     watcher.end()
     outcome = PilotResult(record, folder)
     if folder is not None:
-        _write(outcome, data, results, configuration)
+        write_results(outcome, data, results, configuration)
     return outcome
 
 
-def _taught_by(arm: Arm, teachers: Mapping[str, Any]) -> Any:
-    """The arm's teacher of this seed; a list where it learns from several at once."""
-    found = [teachers[key] for key in arm.teachers]
-    several = arm.recipe is not None and "teachers_logits" in arm.recipe.teacher_outputs
-    return found if several else found[0] if found else None
-
-
-def with_plain_student(arms: Sequence[Arm]) -> list[Arm]:
-    """Every comparison has the plain student in it."""
-    found = list(arms)
-    keys = [arm.key for arm in found]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigError(f"two arms of the pilot are called {twice!r}: give one of the recipes another name")
-    students = [arm for arm in found if arm.role != "teacher"]
-    if not students:
-        raise ConfigError("a pilot needs at least one recipe")
-    plain = next((arm for arm in found if arm.key == PLAIN), None)
-    if plain is None:
-        first = students[0]
-        found.insert(
-            len(found) - len(students),
-            Arm(PLAIN, f"{PLAIN} (no teacher)", "baseline", first.model, as_recipe("erm"), first.training),
-        )
-    elif plain.role != "baseline":
-        raise ConfigError(f"the name {PLAIN!r} belongs to the plain student: give the other recipe another name")
-    return found
-
-
-def check_arms(arms: Sequence[Arm], data: Data) -> list[str]:
-    """Everything that can be known to fail is refused before the first step of training."""
-    by_key = {arm.key: arm for arm in arms}
-    names = None if data.groups is None else data.groups.names
-    warnings: list[str] = []
-    for arm in arms:
-        if arm.source is not None:
-            as_teacher(arm.source).check(data)
-        if arm.recipe is None:
-            continue
-        warnings += arm.recipe.check(classes=data.num_classes, groups=names, teacher=bool(arm.teachers))
-        if arm.recipe.needs_groups:
-            data.check(groups_required=True)
-        if arm.teachers:
-            models = {key: _built(by_key[key]) if by_key[key].source is None else by_key[key].source for key in by_key}
-            teacher = as_teacher(_taught_by(arm, models))
-            require_outputs(teacher, arm.recipe.teacher_outputs, by=f"recipe {arm.label!r}")
-    for arm in arms:
-        if arm.model is not None:
-            check_student(_built(arm), data)
-    return list(dict.fromkeys(warnings))
-
-
-def _built(arm: Arm) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        return arm.model if isinstance(arm.model, nn.Module) else arm.model()  # type: ignore[misc]
-
-
-def _open_folder(
-    folder: Path | None,
-    name: str,
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    data: Data,
-    rule: SelectionRule,
-    configuration: Mapping[str, Any] | None,
-) -> None:
-    """Begin a run folder, or make sure that the one there is of this very pilot."""
-    if folder is None:
-        return
-    plan = {
-        "name": name,
-        "data": data.fingerprint(),
-        "selection": rule.name,
-        "seeds": list(seeds),
-        "arms": {arm.key: _plan_of(arm) for arm in arms},
-    }
-    plan = json.loads(json.dumps(plan, default=str))
-    path = folder / "run.json"
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["plan"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is not a run of this library: choose another output folder") from error
-        different = sorted(key for key in plan if key != "seeds" and plan[key] != found.get(key))
-        if different:
-            raise ConfigError(
-                f"{folder} holds another pilot (different: {', '.join(different)}): choose another output "
-                "folder, or start "
-                "afresh (--fresh)"
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty and holds no run: choose another output folder")
-    write_json(path, {"status": "running", "plan": plan, "limbeck": __version__})
-    if configuration is not None:
-        import yaml
-
-        write_atomically(folder / "config.yaml", yaml.safe_dump(dict(configuration), sort_keys=False).encode())
-
-
-def _plan_of(arm: Arm) -> dict[str, Any]:
-    return {
-        "recipe": None if arm.recipe is None else arm.recipe.to_dict(),
-        "training": None if arm.training is None else arm.training.to_dict(),
-        "teachers": list(arm.teachers),
-        "source": None if arm.source is None else as_teacher(arm.source).fingerprint(),
-    }
-
-
-def _card(arm: Arm, configuration: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is needed to build the model again, where it came from a configuration."""
-    if configuration is None:
-        return {}
-    specs = {_teacher_key(name): section.get("model") for name, section in configuration.get("teachers", {}).items()}
-    if arm.role == "teacher":
-        return {"model": specs[arm.key]}
-    taught = {"teacher_model": specs[arm.teachers[0]]} if len(arm.teachers) == 1 else {}
-    return {"model": configuration["student"], **taught}
+def _with_precision(arm: Arm, data: Data, choices: dict[str, Any]) -> Arm:
+    """The arm with `precision: auto` decided: once a model, so that all recipes train in the same one."""
+    if arm.training is None or arm.training.precision != "auto":
+        return arm
+    key = arm.key if arm.role == "teacher" else "student"
+    if key not in choices:
+        example = InputReader(data.train)(torch.arange(min(arm.training.batch_size, len(data.train))))
+        choices[key] = choose_precision("auto", built(arm), example, forward_mean)
+    return replace(arm, training=replace(arm.training, precision=choices[key]))
 
 
 def _record(
@@ -483,32 +299,3 @@ def _record(
             )
         ),
     }
-
-
-def _write(
-    outcome: PilotResult,
-    data: Data,
-    results: Mapping[str, Sequence[CellResult]],
-    configuration: Mapping[str, Any] | None,
-) -> None:
-    """The run folder's tables and page; `run.json` says `complete` only after all else is there."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder = outcome.folder
-    assert folder is not None
-    write_json(folder / "result.json", outcome.record)
-    pq.write_table(outcome.to_arrow(), folder / "metrics.parquet")
-    history = history_rows(outcome.record)
-    if history:
-        pq.write_table(pa.Table.from_pylist(history), folder / "history.parquet")
-    columns: dict[str, Any] = {"id": data.test.ids, "label": data.test.y}
-    if data.test.groups is not None:
-        columns["group"] = data.test.groups.index
-    for key, cells in results.items():
-        for cell in cells:
-            columns[f"{key}-seed{cell.record['seed']}"] = cell.predictions.astype(np.int32)
-    pq.write_table(pa.table(columns), folder / "predictions.parquet")
-    outcome.report(folder / "report.html")
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    write_json(folder / "run.json", run | {"status": "complete", "verdict": outcome.verdict})
