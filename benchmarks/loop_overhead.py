@@ -32,14 +32,20 @@ def workload(name: str) -> tuple[nn.Module, nn.Module, np.ndarray]:
     generator = np.random.default_rng(0)
     torch.manual_seed(0)
     if name == "head":
-        return nn.Linear(512, CLASSES), nn.Linear(512, CLASSES), generator.normal(size=(32768 + BATCH, 512)).astype(np.float32)
+        return (
+            nn.Linear(512, CLASSES),
+            nn.Linear(512, CLASSES),
+            generator.normal(size=(32768 + BATCH, 512)).astype(np.float32),
+        )
     if name == "mlp":
         student = nn.Sequential(nn.Linear(784, 26), nn.ReLU(), nn.Linear(26, CLASSES))
         teacher = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, CLASSES))
         return student, teacher, generator.normal(size=(16384 + BATCH, 784)).astype(np.float32)
     layers = (nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32))
     student = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
-    teacher = nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
+    teacher = nn.Sequential(
+        nn.Conv2d(3, 64, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)
+    )
     return student, teacher, generator.normal(size=(4096 + BATCH, 3, 32, 32)).astype(np.float32)
 
 
@@ -103,7 +109,8 @@ def main() -> int:
             ours.append(clock.seconds)
             ratios.append(clock.seconds / seconds)
         gap = max(
-            float((a - b).detach().abs().max()) for a, b in zip(reference.parameters(), fitted.model.parameters(), strict=True)
+            float((a - b).detach().abs().max())
+            for a, b in zip(reference.parameters(), fitted.model.parameters(), strict=True)
         )
         over = [(b - a) / steps for a, b in zip(theirs, ours, strict=True)]
         low, middle, high = statistics.quantiles(over, n=4)
@@ -112,7 +119,10 @@ def main() -> int:
             f"{name:10s} {1000 * statistics.median(theirs):9.1f} ms {1000 * statistics.median(ours):9.1f} ms "
             f"{statistics.median(ratios):7.3f} {1e6 * middle:9.1f} ({1e6 * low:5.1f} to {1e6 * high:5.1f}) {gap:10.1e}"
         )
-    print(f"{torch.get_num_threads()} thread, torch {torch.__version__}, medians of {arguments.repeats} alternating repeats")
+    print(
+        f"{torch.get_num_threads()} thread, torch {torch.__version__}, medians of {arguments.repeats} "
+        "alternating repeats"
+    )
     return int(failed)
 
 

@@ -78,7 +78,7 @@ def fit(
     data.check(groups_required=recipe.needs_groups)
     if source is not None and recipe.teacher_outputs:
         require_outputs(source, recipe.teacher_outputs, by=f"recipe {recipe.name!r}")
-        source.check(data)
+        source.check(data.train, sorted(recipe.teacher_outputs))
     train = data.train
     if resume and checkpoint is None:
         raise CheckpointError("resume=True needs checkpoint=FOLDER: where the state of the interrupted run is")

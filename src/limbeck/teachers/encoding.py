@@ -161,6 +161,7 @@ def _float32(values: NDArray[Any]) -> Tensor:
 
 def _near(stored: Tensor, live: Tensor, scale: Tensor, tolerance: float) -> NDArray[np.bool_]:
     count = len(live)
-    largest = scale.reshape(count, -1).abs().amax(1).clamp_min(1e-6)
+    largest = scale.reshape(count, -1).abs().amax(1)
     off = (stored - live).reshape(count, -1).abs().amax(1)
-    return np.asarray((off <= tolerance * largest).numpy())
+    # The smallest step of float16, and rounding about one, stay where all values are nearly zero.
+    return np.asarray((off <= tolerance * largest + 2.0**-22).numpy())
