@@ -2,8 +2,8 @@
 
     python benchmarks/forecast.py [CONFIG …]
 
-For each configuration (by default both examples of the library): the forecast, then the pilot itself in an empty folder,
-and the ratio of the two times. Fails where one is more than 30 % off.
+For each configuration (by default both examples of the library): the forecast, then the pilot itself in an empty folder
+and then the ratio of their times. Fails where one is more than 30 % off.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def agre_kd(alpha: float = 1.0, temperature: float = 4.0, biased: int = 0) -> Re
     return Recipe(_distilled(alpha, temperature), Weighting.named("agre", temperature=temperature, biased=biased))
 
 
-def dist(weight: float = 2.0, temperature: float = 1.0) -> Recipe:
+def dist(weight: float = 2.0, temperature: float = 4.0) -> Recipe:
     return Recipe(_beside_cross_entropy("dist", weight, temperature=temperature))
 
 
@@ -223,11 +223,11 @@ def nkd(gamma: float = 1.5, temperature: float = 1.0) -> Recipe:
     return Recipe(_beside_cross_entropy("nkd", gamma=gamma, temperature=temperature))
 
 
-def ttm(weight: float = 1.0, gamma: float = 0.5) -> Recipe:
+def ttm(weight: float = 1.0, gamma: float = 0.25) -> Recipe:
     return Recipe(_beside_cross_entropy("ttm", weight, gamma=gamma))
 
 
-def wttm(weight: float = 1.0, gamma: float = 0.5) -> Recipe:
+def wttm(weight: float = 1.0, gamma: float = 0.25) -> Recipe:
     return Recipe(_beside_cross_entropy("wttm", weight, gamma=gamma))
 
 
@@ -322,14 +322,15 @@ PRESETS: Mapping[str, Preset] = {
         "Logit standardisation",
         "Sun et al. 2024, arXiv 2403.01427",
         "teacher and label",
-        note="at two classes standardised logits keep only their order",
+        classes="3 or more",
+        note="standardised logits of two classes have no gradient",
     ),
     "nkd": Preset(
         nkd,
         "Normalised distillation",
         "Yang et al. 2023, arXiv 2303.13005",
         "teacher and label",
-        note="at two classes the non-target part is zero",
+        note="at two classes only the target class is left",
     ),
     "ttm": Preset(ttm, "Transformed teacher matching", "Zheng and Yang 2024, arXiv 2402.11148", "teacher and label"),
     "wttm": Preset(

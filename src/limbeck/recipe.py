@@ -444,6 +444,11 @@ class Recipe:
                     f"{classes} classes, which "
                     "says nothing; use fewer candidates (k), or a recipe such as 'gce' or 'kd' at two classes"
                 )
+            if term.standardise and classes == 2:
+                raise RecipeError(
+                    f"recipe {self.name!r}: standardised logits of two classes are ±0.7071 whatever they were, so "
+                    f"{term.name!r} has no gradient; leave standardise out"
+                )
             if classes == 2 and term.name in TERMS and TERMS[term.name].note_two_classes:
                 warnings.append(f"{self.name}: {TERMS[term.name].note_two_classes}")
         return warnings
