@@ -25,10 +25,10 @@ digits: $(VENV)/.core  ## The second example: digits with a shortcut and wrong l
 	@$(BIN)/limbeck pilot example:digits_shortcut
 
 test: $(VENV)/.dev  ## The tests, those marked slow left out
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: $(VENV)/.dev  ## Only the slow ones
-	@$(BIN)/python -m pytest -q -m slow
+	@$(BIN)/python -m pytest -q -n 2 -m slow
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check src tests benchmarks

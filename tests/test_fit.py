@@ -393,8 +393,8 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from test_fit import make_data, network
 import limbeck as lb
-data = make_data(samples=4000)
-fitted = lb.fit(network(), data, recipe="group_dro", epochs=40, batch_size=32, checkpoint=sys.argv[1], resume=True)
+data = make_data(samples=3000)
+fitted = lb.fit(network(), data, recipe="group_dro", epochs=16, batch_size=32, checkpoint=sys.argv[1], resume=True)
 fitted.save(sys.argv[2])
 """
 
