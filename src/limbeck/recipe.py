@@ -1,8 +1,8 @@
 """A recipe: what the student learns, whom it listens to, which head it ends in, and the steps around the loop.
 
 Every method is a value of one class, so that any term combines with any weighting and any head. A combination that
-makes
-no sense is refused when the recipe is made (or, where data or teacher decide, before the first step) with the reason.
+makes no sense is refused when the recipe is made (or, where data or teacher decide, before the first step) with the
+reason.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ class Term:
     """One part of the objective.
 
     Args:
-        function: a per-sample loss returning `[B]`, or a class of `nn.Module` built once per run whose `forward`
-        does. The
-            names of its required parameters say which fields of a batch it needs (see `limbeck.terms.catalogue`).
+        function: a per-sample loss returning `[B]`, or a class of `nn.Module` built once per run whose `forward` does.
+            The names of its required parameters say which fields of a batch it needs (`limbeck.terms.catalogue`).
         weight: factor on the value.
         options: its hyper-parameters.
         warmup: share of training over which the factor rises from 0 to `weight`: min((e+1)/(warmup·E), 1), e from 0.
@@ -290,8 +289,7 @@ class Recipe:
         identify: train a biased model first and hand its error set to the weighting.
         refit: refit the last layer afterwards on held-out, group-balanced samples.
         rounds: more than one repeats: round 1 is a plain student (or the teacher that is given), round t has the
-        student
-            of round t-1 as its teacher.
+            student of round t-1 as its teacher.
         start: `own` keeps the student's own initial weights, `teacher` begins at the teacher's where shapes agree.
         name: how tables call it.
 

@@ -144,8 +144,7 @@ def run_arms(
     """Run every arm with every seed, teachers first, and compare.
 
     Training is on one thread: small models gain nothing from more, two pilots on one machine do not fight, and
-    results do
-    not depend on the number of cores.
+    results do not depend on the number of cores.
     """
     with one_thread():
         return _run_arms(data, arms, seeds, selection, folder, name, progress, configuration, resume)
@@ -208,6 +207,8 @@ def _run_arms(
             watcher.done(arm.label, seed, result.record)
     record = _record(name, data, arms, results, seeds, rule, warnings, time.perf_counter() - started)
     watcher.end()
+    if configuration is not None:
+        record |= {"command": "limbeck pilot config.yaml", "configuration": dict(configuration)}
     outcome = PilotResult(record, folder)
     if folder is not None:
         write_results(outcome, data, results, configuration)

@@ -7,7 +7,7 @@ Data are thinned here, not in the page, so that a large pilot still makes a smal
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -15,7 +15,7 @@ import altair as alt
 from limbeck.report import numbers
 from limbeck.report.language import Language
 from limbeck.report.styles import BLUE, DARK, FONT, GREY, VERMILION, group_colours, group_dashes, model_styles
-from limbeck.report.summary import Estimate, Model, Run, Summary
+from limbeck.report.summary import Estimate, Model, Summary
 
 MAX_EPOCHS = 80
 """Points kept along one training curve."""
@@ -35,7 +35,7 @@ _INK, _MUTED, _GRID = "#1f2933", "#52606d", "#e4e7eb"
 _CONFIG: dict[str, Any] = {
     "font": FONT,
     "background": "white",
-    "padding": 4,
+    "padding": {"left": 4, "top": 4, "right": 8, "bottom": 4},
     "view": {"stroke": None},
     "axis": {
         "labelColor": _INK,
@@ -139,11 +139,11 @@ def scatter(summary: Summary, t: Language) -> Chart:
         tooltip=[model_tip, average_tip, worst_tip, alt.Tooltip("t:N", title=t("column.mean_over_seeds"))],
     ).add_params(pick)
     names = []
-    for side, dy in (("above", -17), ("below", 18)):
-        text = _chart(side).encode(x=x, y=y, text="name:N")
+    for side, dy in [("above", -17), ("below", 18)][: 2 if below else 1]:
+        text = _chart(side).encode(x=x, y=y)
         # White behind the letters keeps a name readable over rules; a narrow chart has the legend only.
-        room = alt.ExprRef("width > 440 ? 1 : 0")
-        style: dict[str, Any] = {"dy": dy, "fontSize": 12, "fontWeight": 600, "opacity": room}
+        name = alt.ExprRef("containerSize()[0] > 520 ? datum.name : ''")
+        style: dict[str, Any] = {"text": name, "dy": dy, "fontSize": 12, "fontWeight": 600, "limit": 190}
         names += [
             text.mark_text(**style, stroke="white", strokeWidth=4, color="white"),
             text.mark_text(**style, color=DARK),
@@ -182,14 +182,7 @@ def heat_map(summary: Summary, t: Language) -> Chart:
                 cells.append({**cell, "a": _round(estimate.mean), "w": worst, "t": _summary_line(estimate)})
     lowest = min((cell["a"] for cell in cells), default=0.0)
     labels = [model.label for model in summary.models]
-    x = alt.X("m:N", sort=labels, title=None).axis(
-        orient="top",
-        labelAngle=alt.ExprRef(f"containerSize()[0] / {max(len(labels), 1)} < 110 ? -90 : -40"),
-        labelAlign="left",
-        labelBaseline="middle",
-        labelLimit=170,
-        labelOverlap=False,
-    )
+    x = alt.X("m:N", sort=labels, title=None).axis(**_top_labels(labels))
     y = alt.Y("g:N", sort=_group_labels(summary), title=None).axis(labelOverlap=False, **_BREAKING_LABELS)
     tooltip = [
         alt.Tooltip("m:N", title=t("column.model")),
@@ -210,9 +203,11 @@ def heat_map(summary: Summary, t: Language) -> Chart:
     text = base.mark_text(fontSize=12, opacity=alt.ExprRef(fits)).encode(
         text=alt.Text("a:Q", format=".0%"), color=light
     )
-    nothing = _chart("empty").mark_text(text=numbers.NOTHING, color=_MUTED).encode(x=x, y=y)
+    layers = [boxes, frames, text]
+    if empty:
+        layers.append(_chart("empty").mark_text(text=numbers.NOTHING, color=_MUTED).encode(x=x, y=y))
     height = max(120, (32 if len(summary.groups) <= 12 else 28) * len(summary.groups))
-    chart = alt.layer(boxes, frames, text, nothing)
+    chart = alt.layer(*layers)
     return _finish(chart, height, t("chart.heat_map.description"), cells=cells, empty=empty)
 
 
@@ -273,20 +268,21 @@ def accuracy_curves(summary: Summary, model: Model, t: Language, *, legend: bool
     means = [
         {"e": epoch, "v": _round(value), "k": kind}
         for field, kind in names.items()
-        for epoch, value in mean_curve(model, field, epochs)
+        for epoch, value in model.curves[field].items()
+        if epoch in epochs
     ]
     single = [
         {"e": epoch, "v": _round(value), "k": kind, "s": str(run.seed)}
         for field, kind in names.items()
         for run in model.runs
-        for epoch, value in _by_epoch(run, field).items()
+        for epoch, value in run.curves[field].items()
         if epoch in epochs
     ]
     selected = [
         {"e": epoch, "v": _round(value), "k": kind, "s": str(run.seed)}
         for field, kind in names.items()
         for run in model.runs
-        for epoch, value in _by_epoch(run, field).items()
+        for epoch, value in run.curves[field].items()
         if epoch == run.selected_epoch
     ]
     # Without a legend this is the upper of two panels, and the lower one names the axis.
@@ -316,10 +312,10 @@ def loss_curve(model: Model, t: Language) -> Chart:
     single = [
         {"e": epoch, "v": _round(value), "s": str(run.seed)}
         for run in model.runs
-        for epoch, value in _by_epoch(run, "loss").items()
+        for epoch, value in run.curves["loss"].items()
         if epoch in epochs
     ]
-    means = [{"e": epoch, "v": _round(value)} for epoch, value in mean_curve(model, "loss", epochs)]
+    means = [{"e": epoch, "v": _round(value)} for epoch, value in model.curves["loss"].items() if epoch in epochs]
     x = _epoch_axis(t, epochs)
     y = alt.Y("v:Q", title=t("axis.loss")).scale(zero=False).axis(tickCount=4, minExtent=_PANEL_AXIS)
     thin = _chart("single").mark_line(strokeWidth=1, opacity=0.4, color=GREY).encode(x=x, y=y, detail="s:N")
@@ -345,7 +341,8 @@ def group_curves(summary: Summary, model: Model, field: str, t: Language, *, leg
     epochs = curve_epochs(model)
     rows = [
         {"e": epoch, "v": _round(values[group]), "g": summary.groups[group]}
-        for epoch, values in mean_group_curve(model, field, epochs)
+        for epoch, values in model.curves[field].items()
+        if epoch in epochs
         for group in shown
         if values[group] is not None
     ]
@@ -394,9 +391,7 @@ def confusion(summary: Summary, t: Language) -> Chart:
     which_model = alt.param(name="which_model", value=chosen, bind=pick_model)
     which_group = alt.param(name="which_group", value=everyone, bind=pick_group)
     labels = pooled_confusion(summary, first or summary.models[0], None, t)[0]
-    x = alt.X("p:N", sort=labels, title=t("axis.predicted")).axis(
-        orient="top", labelAngle=0 if len(labels) < 4 else -40
-    )
+    x = alt.X("p:N", sort=labels, title=t("axis.predicted")).axis(**_top_labels(labels))
     y = alt.Y("y:N", sort=labels, title=t("axis.true_class"))
     base = _chart("rows").transform_filter("datum.m === which_model && datum.g === which_group").encode(x=x, y=y)
     colour = alt.Color("a:Q").scale(scheme="cividis", domain=[0, 1])
@@ -465,36 +460,13 @@ def curve_epochs(model: Model, limit: int = MAX_EPOCHS) -> list[int]:
     return sorted(kept | {run.selected_epoch for run in model.runs if run.selected_epoch is not None})
 
 
-def mean_curve(model: Model, field: str, epochs: Iterable[int]) -> list[tuple[int, float]]:
-    """Mean over the seeds that recorded a quantity, by epoch."""
-    recorded = [_by_epoch(run, field) for run in model.runs]
-    curve = []
-    for epoch in epochs:
-        values = [float(values[epoch]) for values in recorded if epoch in values]
-        if values:
-            curve.append((epoch, sum(values) / len(values)))
-    return curve
-
-
-def mean_group_curve(model: Model, field: str, epochs: Iterable[int]) -> list[tuple[int, list[float | None]]]:
-    """Mean over seeds of a quantity of each group, by epoch; empty where no run recorded it."""
-    recorded = [_by_epoch(run, field) for run in model.runs]
-    curve = []
-    for epoch in epochs:
-        lists = [values[epoch] for values in recorded if epoch in values]
-        if lists:
-            columns = [[value for value in column if value is not None] for column in zip(*lists, strict=True)]
-            curve.append((epoch, [sum(column) / len(column) if column else None for column in columns]))
-    return curve
-
-
 def tracked_groups(summary: Summary, field: str, limit: int = MAX_GROUP_LINES) -> list[int]:
     """The groups drawn over epochs: all where they are few, else those that reach the largest values in any model."""
     if len(summary.groups) <= limit:
         return list(range(len(summary.groups)))
     peaks = [0.0] * len(summary.groups)
     for model in summary.models:
-        for _, values in mean_group_curve(model, field, curve_epochs(model)):
+        for values in model.curves[field].values():
             peaks = [max(peak, value or 0.0) for peak, value in zip(peaks, values, strict=True)]
     return sorted(sorted(range(len(peaks)), key=lambda group: -peaks[group])[:limit])
 
@@ -556,21 +528,11 @@ def _confusion_groups(summary: Summary, model: Model) -> list[int | None]:
     return [None, *sorted(group for _, group in ranked[: max(room, 0)] if any(map(any, model.confusion(group))))]
 
 
-def _by_epoch(run: Run, field: str) -> dict[int, Any]:
-    values = {int(entry["epoch"]): entry.get(field) for entry in run.history}
-    # A loss that ran away is shown as a gap, not as a number.
-    return {
-        epoch: [_round(one) for one in value] if isinstance(value, Sequence) else value
-        for epoch, value in values.items()
-        if isinstance(value, Sequence) or _round(value) is not None
-    }
-
-
 def _highest(summary: Summary, field: str) -> float:
     values = [
         value
         for model in summary.models
-        for _, group_values in mean_group_curve(model, field, curve_epochs(model))
+        for group_values in model.curves[field].values()
         for value in group_values
         if value is not None
     ]
@@ -588,7 +550,7 @@ def _accuracy_domain(summary: Summary) -> list[float]:
         for model in summary.models
         for run in model.runs
         for field in ("validation_average", "validation_worst_group")
-        for value in _by_epoch(run, field).values()
+        for value in run.curves[field].values()
     ]
     return [_floor(min(values, default=0.0)), 1.0]
 
@@ -604,6 +566,27 @@ def _epoch_axis(t: Language, epochs: Sequence[int]) -> alt.X:
     ticks = [epoch for epoch in range(first, last + 1) if epoch % step == 0 or (epoch == first and first == last)]
     axis = alt.X("e:Q", title=t("axis.epoch")).axis(values=ticks, grid=False, format="d")
     return axis.scale(nice=False, zero=False)
+
+
+def _top_labels(labels: Sequence[str]) -> dict[str, Any]:
+    """Column names of a matrix: a word a line where the columns are wide enough for it, else upright."""
+    words = [word for label in labels for word in label.split(" ")]
+    # About seven pixels a letter, twelve an ideograph.
+    longest = max((sum(12 if character > "\u2e80" else 7 for character in word) for word in words), default=0)
+    lines = max((len(label.split(" ")) for label in labels), default=1)
+    flat = f"containerSize()[0] * 0.72 / {max(len(labels), 1)} > {longest if lines <= 4 else 9999}"
+    return {
+        "orient": "top",
+        "labelExpr": f"{flat} ? split(datum.label, ' ') : datum.label",
+        "labelAngle": alt.ExprRef(f"{flat} ? 0 : -90"),
+        "labelAlign": alt.ExprRef(f"{flat} ? 'center' : 'left'"),
+        "labelBaseline": alt.ExprRef(f"{flat} ? 'bottom' : 'middle'"),
+        "labelLineHeight": 13,
+        # Lines follow the first one downwards, towards the plot.
+        "labelPadding": alt.ExprRef(f"{flat} ? {4 + 13 * (lines - 1)} : 4"),
+        "labelLimit": 170,
+        "labelOverlap": False,
+    }
 
 
 def _group_label(summary: Summary, group: int) -> str:

@@ -274,7 +274,7 @@ def _training_charts(summary: Summary, model: Model, t: Language) -> Iterable[Ch
         t("chart.accuracy_curves.description", model=model.label),
         partial(charts.accuracy_curves, summary, model, t, legend=False),
     )
-    if charts.mean_curve(model, "loss", charts.curve_epochs(model)):
+    if model.curves["loss"]:
         yield Chart(
             f"loss-{model.key}",
             "",
@@ -284,7 +284,7 @@ def _training_charts(summary: Summary, model: Model, t: Language) -> Iterable[Ch
 
 
 def _group_history(summary: Summary, field: str, key: str, t: Language) -> Section | None:
-    recorded = [model for model in summary.models if charts.mean_group_curve(model, field, charts.curve_epochs(model))]
+    recorded = [model for model in summary.models if model.curves[field]]
     if not recorded:
         return None
     shown = charts.tracked_groups(summary, field)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,10 @@ from limbeck.evaluation import wilson, worst_group_interval
 
 SMALL_GROUP = 10
 """Fewer test samples than this and a group is never called the worst, where the result states no other minimum."""
+
+CURVES = ("loss", "validation_average", "validation_worst_group")
+GROUP_CURVES = ("group_weights", "group_losses")
+"""Quantities that a run's history records at each epoch: one number, or one for each group."""
 
 Plain = Mapping[str, Any]
 
@@ -49,6 +53,19 @@ class Run:
     validation: Plain
     history: Sequence[Plain]
 
+    @cached_property
+    def curves(self) -> dict[str, dict[int, Any]]:
+        """What was recorded over epochs, by quantity and epoch; a value that ran away is a gap, not a number."""
+        found: dict[str, dict[int, Any]] = {field: {} for field in (*CURVES, *GROUP_CURVES)}
+        for entry in self.history:
+            for field in CURVES:
+                if (value := _number(entry.get(field))) is not None:
+                    found[field][entry["epoch"]] = value
+            for field in GROUP_CURVES:
+                if entry.get(field) is not None:
+                    found[field][entry["epoch"]] = [_number(value) for value in entry[field]]
+        return found
+
 
 @dataclass(frozen=True)
 class Model:
@@ -77,6 +94,21 @@ class Model:
     def worst_name(self) -> str | None:
         """The group that was worst in most seeds."""
         return self.worst_names[0][0] if self.worst_names else None
+
+    @cached_property
+    def curves(self) -> dict[str, dict[int, Any]]:
+        """Means over the seeds that recorded a quantity at an epoch: a number, or one for each group."""
+        found: dict[str, dict[int, Any]] = {}
+        for field in (*CURVES, *GROUP_CURVES):
+            epochs = sorted({epoch for run in self.runs for epoch in run.curves[field]})
+            values = {
+                epoch: [run.curves[field][epoch] for run in self.runs if epoch in run.curves[field]] for epoch in epochs
+            }
+            if field in CURVES:
+                found[field] = {epoch: _mean(one) for epoch, one in values.items()}
+            else:
+                found[field] = {epoch: [_mean(each) for each in zip(*one)] for epoch, one in values.items()}
+        return found
 
     def validation_mean(self, metric: str) -> float | None:
         """Mean over seeds of a validation metric, `average` or `worst_group`."""
@@ -139,17 +171,20 @@ class Summary:
             DataError: naming the key that is missing or does not fit the others.
         """
         data = _get(result, "data", Mapping, "result")
-        groups = tuple(str(group) for group in _get(data, "groups", Sequence, "data"))
-        classes = tuple(str(label) for label in _get(data, "classes", Sequence, "data"))
+        named = [str(group) for group in _get(data, "groups", Sequence, "data")]
+        groups = _distinct(named)
+        shown = dict(zip(named, groups, strict=True))
+        classes = _distinct([str(label) for label in _get(data, "classes", Sequence, "data")])
         group_counts = _get(data, "group_counts", Mapping, "data")
         for split, counts in group_counts.items():
             _same_length(counts, groups, f"data.group_counts.{split}", "data.groups")
         entries = _get(result, "models", Sequence, "result")
-        names = Counter(str(entry.get("label") or entry.get("key")) for entry in entries if isinstance(entry, Mapping))
-        models = tuple(_model(entry, f"models[{n}]", groups, names) for n, entry in enumerate(entries))
+        models = tuple(_model(entry, f"models[{n}]", shown) for n, entry in enumerate(entries))
         repeated = [key for key, times in Counter(model.key for model in models).items() if times > 1]
         if repeated:
             raise DataError(f"result: two models have the key {repeated[0]!r}; keys must differ")
+        labels = _distinct([model.label for model in models])
+        models = tuple(replace(model, label=label) for model, label in zip(models, labels, strict=True))
         tests = [run.test for model in models for run in model.runs]
         return cls(
             result=result,
@@ -161,7 +196,7 @@ class Summary:
             group_counts=group_counts,
             samples=_get(data, "samples", Mapping, "data"),
             seeds=tuple(result.get("seeds") or ()),
-            comparisons=tuple(_comparison(entry, n) for n, entry in enumerate(result.get("comparisons") or ())),
+            comparisons=tuple(_comparison(entry, n, shown) for n, entry in enumerate(result.get("comparisons") or ())),
             warnings=tuple(str(warning) for warning in result.get("warnings") or ()),
             minimum=int(next((test["minimum"] for test in tests if test.get("minimum")), SMALL_GROUP)),
         )
@@ -281,7 +316,14 @@ class Summary:
         return -math.inf if value is None else value
 
 
-def _model(model: Any, where: str, groups: Sequence[str], labels: Counter[str]) -> Model:
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Names fit to be shown: on one line, and no two alike, for charts and tables tell things apart by name."""
+    lines = [" ".join(name.split()) for name in names]
+    times = Counter(lines)
+    return tuple(name if times[name] == 1 else f"{name} ({n})" for n, name in enumerate(lines, start=1))
+
+
+def _model(model: Any, where: str, groups: Mapping[str, str]) -> Model:
     if not isinstance(model, Mapping):
         raise DataError(f"{where}: found {type(model).__name__}, expected a mapping")
     runs = tuple(
@@ -290,13 +332,11 @@ def _model(model: Any, where: str, groups: Sequence[str], labels: Counter[str]) 
     )
     tests = [run.test for run in runs]
     key = str(_get(model, "key", str, where))
-    label = str(model.get("label") or key)
     named = [test["worst_group_name"] for test in tests if groups and test.get("worst_group_name") is not None]
     parameters = model.get("parameters")
     return Model(
         key=key,
-        # Charts tell models apart by their labels.
-        label=label if labels[label] == 1 else f"{label} ({key})",
+        label=str(model.get("label") or key),
         role=str(model.get("role") or "student"),
         teacher=model.get("teacher"),
         parameters=None if parameters is None else int(parameters),
@@ -306,7 +346,7 @@ def _model(model: Any, where: str, groups: Sequence[str], labels: Counter[str]) 
         average=_average(tests),
         worst=_worst(tests) if groups else Estimate(None, values=(None,) * len(tests)),
         gap=_estimate([_number(test.get("gap")) if groups else None for test in tests]),
-        worst_names=tuple(Counter(str(name) for name in named).most_common()),
+        worst_names=tuple(Counter(groups.get(str(name), str(name)) for name in named).most_common()),
         groups=tuple(_group_estimate(tests, group) for group in range(len(groups))),
         calibration=_estimate([_number(test.get("calibration_error")) for test in tests]),
         group_calibration=tuple(_mean([_group_score(test, group) for test in tests]) for group in range(len(groups))),
@@ -337,7 +377,7 @@ def _group_score(test: Plain, group: int) -> float | None:
     return _number(scores[group]) if group < len(scores) else None
 
 
-def _run(run: Any, where: str, groups: Sequence[str]) -> Run:
+def _run(run: Any, where: str, groups: Mapping[str, str]) -> Run:
     test = _get(run, "test", Mapping, where)
     for key in ("group_correct", "group_total"):
         counts = _get(test, key, Sequence, f"{where}.test")
@@ -357,7 +397,7 @@ def _run(run: Any, where: str, groups: Sequence[str]) -> Run:
     )
 
 
-def _comparison(entry: Any, position: int) -> Comparison:
+def _comparison(entry: Any, position: int, groups: Mapping[str, str]) -> Comparison:
     where = f"comparisons[{position}]"
     return Comparison(
         model=str(_get(entry, "model", str, where)),
@@ -368,7 +408,7 @@ def _comparison(entry: Any, position: int) -> Comparison:
         high=_number(entry.get("high")),
         p=_number(entry.get("adjusted_p", entry.get("p"))),
         verdict=str(entry.get("verdict") or ""),
-        group=entry.get("group"),
+        group=None if entry.get("group") is None else groups.get(str(entry["group"]), str(entry["group"])),
         value=_number(entry.get("value")),
         reference=_number(entry.get("reference")),
         more_seeds=entry.get("more_seeds"),
@@ -425,6 +465,6 @@ def _get(mapping: Any, key: str, kind: type, where: str) -> Any:
     return value
 
 
-def _same_length(values: Any, names: Sequence[str], where: str, of: str) -> None:
+def _same_length(values: Any, names: Collection[str], where: str, of: str) -> None:
     if len(values) != len(names):
         raise DataError(f"{where}: {len(values)} entries, expected {len(names)}, one for each of {of}")

@@ -66,7 +66,6 @@ def training_table(summary: Summary, model: Model, t: Language) -> Table:
     """Training of one model over epochs, mean over its seeds."""
     epochs = charts.curve_epochs(model, MAX_EPOCHS)
     fields = ("loss", *charts.curve_kinds(summary, t))
-    curves = {field: dict(charts.mean_curve(model, field, epochs)) for field in fields}
     selected = [run.selected_epoch for run in model.runs]
     columns = (
         Column(t("axis.epoch"), True),
@@ -76,8 +75,8 @@ def training_table(summary: Summary, model: Model, t: Language) -> Table:
     rows = tuple(
         (
             Cell(str(epoch)),
-            Cell(numbers.decimal(curves["loss"].get(epoch), 4)),
-            *(Cell(numbers.percent(curves[field].get(epoch))) for field in fields[1:]),
+            Cell(numbers.decimal(model.curves["loss"].get(epoch), 4)),
+            *(Cell(numbers.percent(model.curves[field].get(epoch))) for field in fields[1:]),
             Cell(f"◆ {selected.count(epoch)}" if epoch in selected else ""),
         )
         for epoch in epochs
@@ -87,7 +86,8 @@ def training_table(summary: Summary, model: Model, t: Language) -> Table:
 
 def group_history_table(summary: Summary, model: Model, field: str, t: Language) -> Table:
     """A quantity of every group over a few epochs, mean over seeds."""
-    curve = charts.mean_group_curve(model, field, charts.curve_epochs(model, 8))
+    epochs = charts.curve_epochs(model, 8)
+    curve = [(epoch, values) for epoch, values in model.curves[field].items() if epoch in epochs]
     columns = (Column(t("column.group")), *(Column(t("column.epoch_n", epoch=epoch), True) for epoch, _ in curve))
     rows = tuple(
         (Cell(name), *(Cell(numbers.decimal(values[group], 4)) for _, values in curve))

@@ -16,9 +16,10 @@
   function fit(spec, width) {
     const { axis, legend } = spec.config;
     axis.labelLimit = Math.round(Math.min(axis.labelLimit, width * 0.36));
+    // The legend begins where the axis labels end.
+    legend.labelLimit = Math.round(Math.min(legend.labelLimit, width * 0.48));
     const longest = Math.max(0, ...legendLabels(spec).map((label) => Math.min(String(label).length * 7, legend.labelLimit)));
     legend.gradientLength = Math.round(Math.min(legend.gradientLength, width * 0.4));
-    legend.labelLimit = Math.min(legend.labelLimit, width - 60);
     legend.columns = Math.max(1, Math.min(6, Math.floor(width / (longest + 46))));
     return spec;
   }
