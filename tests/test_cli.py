@@ -63,6 +63,7 @@ def test_importing_the_library_imports_nothing_heavy() -> None:
 FLAGS = {
     "pilot": {"--output", "--models", "--resume", "--fresh", "--seeds", "--quiet", "--dry-run", "--open", "--debug"},
     "estimate": {"--models", "--json", "--debug"},
+    "features": {"--model", "--weights", "--models", "--layer", "--batch-size", "--output", "--debug"},
     "evaluate": {"--models", "--part", "--json", "--debug"},
     "recipes": {"--json", "--debug"},
     "init": {"--output", "--label", "--force", "--debug"},

@@ -18,7 +18,7 @@ from limbeck.config import PilotConfig, Training, config_from_dict, example_text
 from limbeck.config_data import ImageData, NamedData, TableData
 from limbeck.errors import ConfigError
 from limbeck.models.spec import MLPSpec
-from limbeck.plain import parse_plain
+from limbeck.plain import dump_plain, parse_plain
 
 GOOD = """\
 name: adult
@@ -182,7 +182,7 @@ def test_yaml_is_read_by_its_core_schema() -> None:
 )
 @settings(max_examples=150, deadline=None)
 def test_plain_data_written_as_yaml_or_json_is_read_as_it_was(value: Any) -> None:
-    text = yaml.safe_dump({"x": value})
+    text = dump_plain({"x": value})
     assert parse_plain(text, name="x").values == {"x": value}
     try:
         text = json.dumps({"x": value}, allow_nan=False)

@@ -27,7 +27,8 @@ torch.manual_seed(0)
 small = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, CLASSES))
 big = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, CLASSES))
 for recipe in sys.argv[2:]:
-    fitted = lb.fit(small, data, teacher=big, recipe=recipe, epochs=2, batch_size=64, optimiser="sgd", learning_rate=0.05)
+    settings = {{"epochs": 2, "batch_size": 64, "optimiser": "sgd", "learning_rate": 0.05}}
+    fitted = lb.fit(small, data, teacher=big, recipe=recipe, **settings)
     import os
     if os.environ.get("RANK", "0") == "0":
         fitted.save(sys.argv[1] + "/" + recipe + ".safetensors", history=fitted.history)

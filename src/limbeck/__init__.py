@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from limbeck import data, groups, heads, models, probe, teachers, terms, testing, weighting
+    from limbeck import data, groups, heads, models, probe, teachers, terms, testing, views, weighting
     from limbeck.data import Data, load
     from limbeck.errors import LimbeckError
     from limbeck.evaluation import evaluate
@@ -49,7 +49,7 @@ _HOMES = {
     "pilot": "pilots",
     "predict_logits": "predict",
 }
-_ROOMS = ("data", "groups", "heads", "models", "probe", "teachers", "terms", "testing", "weighting")
+_ROOMS = ("data", "groups", "heads", "models", "probe", "teachers", "terms", "testing", "views", "weighting")
 
 __all__ = [
     "PRESETS",
@@ -77,6 +77,7 @@ __all__ = [
     "teachers",
     "terms",
     "testing",
+    "views",
     "weighting",
 ]
 

@@ -231,6 +231,70 @@ def _student_files(student: Path) -> tuple[list[Path], Path | None]:
 
 
 @main.command()
+@click.argument("source", metavar="CONFIG_OR_DATA")
+@click.option("--model", required=True, help="A model file of a run (.safetensors), timm/NAME, or FILE.NAME of yours.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Its weights, a .safetensors file, for a name.")
+@click.option("--models", type=click.Path(path_type=Path), help="The Python file of your own models.")
+@click.option("--layer", help="Where they are: a layer, or 'output'; by default what enters the last linear layer.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=256, help="Samples a call (default 256).")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), required=True, help="The file to write, .safetensors or .npz."
+)
+@_debug
+def features(
+    source: str,
+    model: str,
+    weights: Path | None,
+    models: Path | None,
+    layer: str | None,
+    batch_size: int,
+    output: Path,
+) -> None:
+    """Extract and store frozen features, so that probes and heads train in seconds.
+
+    CONFIG_OR_DATA is a configuration, of which the data are taken, or an .npz file of arrays x and y. An .npz written
+    is data for a configuration; a .safetensors file is for `limbeck.features.load`.
+    """
+    from limbeck.features import ENDINGS, extract, save
+
+    if output.suffix not in ENDINGS:
+        raise ConfigError(f"{output}: features are written as {' or '.join(ENDINGS)}")
+    data = _data_of(source)
+    module = _model_of(model, weights, models, data)
+    found = extract(module, data, layer, batch_size=batch_size)
+    save(found, output, model=model, layer=layer, data=data.fingerprint())
+    click.echo(f"wrote {output}: {len(found):,} samples of {found.x.shape[1]:,} features")
+    if output.suffix == ".npz":
+        attributes = ", ".join(f"{name}: attribute.{name}" for name in found.attributes)
+        groups = "" if found.groups is None else f", groups: [{', '.join(found.groups.columns)}]"
+        keys = f"label: y, id: id, split: split, classes: classes, attributes: {{{attributes}}}{groups}"
+        click.echo(f"in a configuration: data: {{npz: {output.name}, {keys}}}")
+
+
+def _data_of(source: str) -> Data:
+    if source.lower().endswith(".npz"):
+        from limbeck.data import Data
+
+        return Data.from_npz(source)
+    from limbeck.build import build_data
+    from limbeck.config import load_config
+
+    return build_data(load_config(source))
+
+
+def _model_of(model: str, weights: Path | None, models: Path | None, data: Data) -> Any:
+    from limbeck.models import build, load_model, load_user_file, load_weights
+
+    user = load_user_file(models) if models else None
+    if model.endswith(".safetensors"):
+        return load_model(model, inputs_shape=data.sample_shape, user=user).model
+    built = build(model, inputs_shape=data.sample_shape, classes=data.num_classes, user=user)
+    if weights is not None:
+        load_weights(built, weights)
+    return built.eval()
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON in place of a table.")
 @_debug
 def recipes(as_json: bool) -> None:

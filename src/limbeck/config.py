@@ -122,8 +122,37 @@ RecipeField = Annotated[RecipeEntry, PlainValidator(_parse_recipe)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+def _check_augmentation(value: object) -> object:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise problem(
+            f"found {described(value)}, expected the name of an augmentation, or a mapping with the key 'name'"
+        )
+    return dict(value)
+
+
+Augmentation = Annotated[Any, PlainValidator(_check_augmentation)]
+"""One of `limbeck.views`: its name, or a mapping with its name and settings."""
+
+
+def _check_views(value: object) -> object:
+    if value != "online" and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        raise problem(f"found {described(value)}, expected 'online', or how many views of each sample")
+    return value
+
+
+ViewCount = Annotated[int | str, PlainValidator(_check_views)]
+"""How many ways there are to see an image."""
+
+
 class Training(Section):
-    """How a model is trained: the same for every recipe, so that the recipes are what differs."""
+    """How a model is trained: the same for every recipe, so that the recipes are what differs.
+
+    Attributes:
+        augment: what happens to training images; see `limbeck.views`.
+        views: how many ways there are to see each image: a number, or `online`, a new one each epoch.
+    """
 
     epochs: Count = 10
     batch_size: Count = 256
@@ -134,6 +163,24 @@ class Training(Section):
     schedule: Literal["cosine", "constant", "step", "exponential"] = "cosine"
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     clip: Positive | None = None
+    augment: Annotated[tuple[Augmentation, ...], Field(min_length=1), FromList] | None = None
+    views: ViewCount | None = None
+
+    @model_validator(mode="after")
+    def _views_of_something(self) -> Self:
+        # A teacher's changes may say one of the two, and take the other from the student's training.
+        if self.views is not None and self.augment is None and not isinstance(self, TrainingChanges):
+            raise problem("views without an augmentation would all be alike: add 'augment', such as augment: [flip]")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `limbeck.Training`."""
+        found = self.model_dump()
+        augment, views = found.pop("augment"), found.pop("views")
+        if augment is not None:
+            found["views"] = {"augment": augment} | ({} if views is None else {"views": views})
+        return found
 
     def updated(self, changes: TrainingChanges) -> Training:
         """These settings with those that `changes` names replaced."""

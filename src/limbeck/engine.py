@@ -6,7 +6,7 @@ import copy
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,9 @@ class Engine:
     def __init__(self, precision: Mapping[str, Any]) -> None:
         self._autocast = bool(precision["autocast"])
 
-    def place(self, calls: nn.Module, objective: Objective) -> nn.Module:
+    def place(self, calls: nn.Module, objective: Objective) -> Callable[[Any], dict[str, Tensor]]:
         """The student as the loop calls it."""
-        return calls
+        return calls.forward
 
     def part(self, start: int, end: int) -> slice:
         """This device's part of the global batch of positions start..end-1 of an epoch."""
@@ -47,8 +47,8 @@ class Engine:
         """The precision of the student's forward pass."""
         return torch.autocast("cpu", torch.bfloat16) if self._autocast else nullcontext()
 
-    def gather(self, order: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and losses of an epoch over all devices."""
+    def gather(self, order: Tensor, bounds: Sequence[tuple[int, int]], losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and losses of an epoch over all devices, from this one's losses in the order it met them."""
         return order, losses
 
 
@@ -74,7 +74,7 @@ class FabricEngine(Engine):
         self._objective: Objective | None = None
         self._beside: list[nn.Parameter] = []
 
-    def place(self, calls: nn.Module, objective: Objective) -> nn.Module:
+    def place(self, calls: nn.Module, objective: Objective) -> Callable[[Any], dict[str, Tensor]]:
         """The student wrapped by DDP; the objective's own parameters are averaged after each backward pass."""
         self._objective = objective
         self._beside = [part for part in objective.parameters() if part.requires_grad]
@@ -95,9 +95,11 @@ class FabricEngine(Engine):
             if parameter.grad is not None:
                 parameter.grad = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
 
-    def gather(self, order: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, order: Tensor, bounds: Sequence[tuple[int, int]], losses: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the processes' parts, each of which is zero where another wrote."""
-        return order, self.fabric.all_reduce(losses, reduce_op="sum")
+        mine = torch.cat([torch.arange(start + self.rank, end, self.world) for start, end in bounds])
+        whole = losses.new_zeros(len(order)).index_copy_(0, mine, losses)
+        return order, self.fabric.all_reduce(whole, reduce_op="sum")
 
 
 def choose_precision(

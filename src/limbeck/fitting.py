@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbeck.augment import Augmented, bind, check_teacher_views, teacher_by_view, views_for
 from limbeck.callbacks import Callback
 from limbeck.errors import CheckpointError, ConfigError, LimbeckError, unknown_name
 from limbeck.heads import FeatureTap, TransplantedStudent, refit_dfr, replace_head, transplant, transplant_weights
@@ -22,7 +23,7 @@ from limbeck.predict import InputReader, batched_logits, call_model, evaluating,
 from limbeck.presets import as_recipe
 from limbeck.recipe import Head, Recipe
 from limbeck.selection import SelectionRule, selection_rule
-from limbeck.teachers import ModuleTeacher, Teacher, as_teacher, collect
+from limbeck.teachers import ModuleTeacher, Teacher, as_teacher
 from limbeck.teachers import require as require_outputs
 from limbeck.training import Training, derive_seed
 
@@ -53,7 +54,7 @@ def fit(
         data: with a training and a validation part.
         teacher: a module, a fitted model, or any source of `limbeck.teachers.as_teacher`; a sequence for several.
         recipe: a preset's name, plain data or a `Recipe`.
-        training: epochs, optimiser and the like; `settings` change single entries of it.
+        training: epochs, optimiser, augmentation (`views`) and the like; `settings` change single entries of it.
         seed: of the order of samples, of dropout and of what the recipe initialises.
         selection: which epoch is kept, on validation: by default `worst_group` with groups and `average` without.
         callbacks: told of every epoch.
@@ -80,6 +81,9 @@ def fit(
         require_outputs(source, recipe.teacher_outputs, by=f"recipe {recipe.name!r}")
         source.check(data.train, sorted(recipe.teacher_outputs))
     train = data.train
+    views = views_for(recipe, training.views, train, seed=seed)
+    if source is not None and recipe.teacher_outputs:
+        check_teacher_views(source, views)
     if resume and checkpoint is None:
         raise CheckpointError("resume=True needs checkpoint=FOLDER: where the state of the interrupted run is")
     folder = None if checkpoint is None else Path(checkpoint)
@@ -233,7 +237,10 @@ def _prepare(
 ) -> Stage:
     """Take from the teacher what the recipe asks for, and build the student around it."""
     model = copy.deepcopy(initial)
-    teacher_fields: dict[str, Tensor] = {}
+    teacher_fields: list[dict[str, Tensor]] = [{}]
+    views = None if training.views is None else bind(training.views, train, seed=seed)
+    live: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
+    shapes: dict[str, Tensor] = {}
     asked = recipe.teacher_outputs
     if asked and teacher is not None:
         example = InputReader(train)(torch.arange(min(2, len(train))))
@@ -241,15 +248,13 @@ def _prepare(
         if recipe.head is not None:
             torch.manual_seed(derive_seed(seed, name, "projector"))
             model, teacher, kinds = _transplanted(model, teacher, recipe.head, example, kinds)
-        outputs = collect(teacher, train, kinds)
-        teacher_fields = {f"teacher_{kind}".replace("teacher_teachers", "teachers"): outputs[kind] for kind in outputs}
-        if isinstance(model, TransplantedStudent) and model.match == "map":
-            with evaluating(model):
-                _, projected = model.forward_with_features(example)
-            teacher_fields["teacher_features"] = model.target(teacher_fields.pop("teacher_maps"), projected)
-        if "teachers_logits" in teacher_fields:
-            # By sample first, like every other column.
-            teacher_fields["teachers_logits"] = teacher_fields["teachers_logits"].transpose(0, 1).contiguous()
+        as_fields = _as_fields(model, example)
+        if views is not None and views.views.online and views.views.teacher_sees_changed:
+            live = _live(teacher, kinds, as_fields)
+            shapes = live(example, torch.from_numpy(train.ids[:2]))
+        else:
+            teacher_fields = [as_fields(outputs) for outputs in teacher_by_view(teacher, train, kinds, views)]
+            shapes = teacher_fields[0]
     labels = torch.from_numpy(np.ascontiguousarray(train.y))
     context: dict[str, Any] = {
         "classes": data.num_classes,
@@ -264,12 +269,46 @@ def _prepare(
         context["groups"] = len(train.groups.names)
         index = torch.from_numpy(train.groups.index)
         context["group_counts"] = torch.bincount(index[index >= 0], minlength=context["groups"])
-    if "teacher_features" in teacher_fields:
-        context["teacher_width"] = teacher_fields["teacher_features"].shape[1]
-    if "teacher_maps" in teacher_fields:
-        context["teacher_map_shapes"] = [tuple(teacher_fields["teacher_maps"].shape[1:])]
+    if "teacher_features" in shapes:
+        context["teacher_width"] = shapes["teacher_features"].shape[1]
+    if "teacher_maps" in shapes:
+        context["teacher_map_shapes"] = [tuple(shapes["teacher_maps"].shape[1:])]
     stage_key = {**key, "stage": name}
-    return Stage(name, model, recipe, training, data, seed, rule, teacher_fields, context, stage_key)
+    augmented = None if views is None else Augmented(views, live)
+    return Stage(
+        name, model, recipe, training, data, seed, rule, teacher_fields, context, stage_key, augmented=augmented
+    )
+
+
+def _as_fields(model: nn.Module, example: Any) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """From what a teacher returns to the fields of a batch that the terms know."""
+    projected: Tensor | None = None
+    if isinstance(model, TransplantedStudent) and model.match == "map":
+        with evaluating(model):
+            _, projected = model.forward_with_features(example)
+
+    def fields(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {f"teacher_{kind}".replace("teacher_teachers", "teachers"): outputs[kind] for kind in outputs}
+        if projected is not None:
+            assert isinstance(model, TransplantedStudent)
+            found["teacher_features"] = model.target(found.pop("teacher_maps"), projected)
+        if "teachers_logits" in found:
+            # By sample first, like every other column.
+            found["teachers_logits"] = found["teachers_logits"].transpose(0, 1).contiguous()
+        return found
+
+    return fields
+
+
+def _live(
+    teacher: Teacher, kinds: Sequence[str], as_fields: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+) -> Callable[[Any, Tensor], dict[str, Tensor]]:
+    """The teacher asked batch by batch."""
+
+    def fields(images: Any, ids: Tensor) -> dict[str, Tensor]:
+        return as_fields(teacher.outputs(images, ids, kinds))
+
+    return fields
 
 
 # Around the loop ----------------------------------------------------------------------------------------------------

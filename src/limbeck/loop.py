@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbeck.augment import Augmented, MixedObjective
 from limbeck.callbacks import Callback, Record, RunState
 from limbeck.checkpoint import load_tensors, pack_optimiser, save_tensors, unpack_optimiser
-from limbeck.engine import Engine, choose_precision, engine_for
+from limbeck.engine import choose_precision, engine_for
 from limbeck.errors import CheckpointError, LimbeckError
 from limbeck.evaluation import GroupCounts
 from limbeck.predict import InputReader, batched_logits, call_model, logits_of
@@ -28,6 +29,10 @@ from limbeck.weighting import sampling_weights
 
 if TYPE_CHECKING:
     from limbeck.data import Data
+
+IN_ORDER = 1 << 23
+"""Bytes up to which a column is put in an epoch's order at once; a larger one is gathered batch by batch, while it fits
+the cache."""
 
 
 @dataclass
@@ -79,7 +84,7 @@ class Fitted:
 
 @dataclass
 class Stage:
-    """One run of the loop: everything that decides its result."""
+    """One run of the loop: everything that decides its result. `teacher_fields` has one entry a view."""
 
     name: str
     model: nn.Module
@@ -88,13 +93,14 @@ class Stage:
     data: Data
     seed: int
     rule: SelectionRule
-    teacher_fields: dict[str, Tensor]
+    teacher_fields: Sequence[dict[str, Tensor]]
     context: dict[str, Any]
     key: dict[str, Any]
     callbacks: Sequence[Callback] = ()
     checkpoint: Path | None = None
     resume: bool = False
     record_errors: bool = False
+    augmented: Augmented | None = None
 
 
 def train_stage(stage: Stage) -> Fitted:
@@ -105,7 +111,7 @@ def train_stage(stage: Stage) -> Fitted:
     validation_reader = InputReader(validation)
     labels = torch.from_numpy(np.ascontiguousarray(train.y))
     groups = None if train.groups is None else torch.from_numpy(train.groups.index)
-    columns: dict[str, Tensor] = {"labels": labels, "ids": torch.from_numpy(train.ids), **stage.teacher_fields}
+    columns: dict[str, Tensor] = {"labels": labels, "ids": torch.from_numpy(train.ids)}
     if groups is not None:
         columns["groups"] = groups
 
@@ -117,7 +123,9 @@ def train_stage(stage: Stage) -> Fitted:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(derive_seed(stage.seed, stage.name, "objective"))
     calls = StudentCalls(model, recipe.needs, reader(torch.arange(min(2, len(train)))))
-    objective = Objective(recipe, {**stage.context, **calls.context})
+    augmented = stage.augmented
+    mixed = augmented is not None and bool(augmented.views.views.mixing)
+    objective = (MixedObjective if mixed else Objective)(recipe, {**stage.context, **calls.context})
     parameters = [part for part in (*model.parameters(), *objective.parameters()) if part.requires_grad]
     optimiser = stage.training.make_optimiser(parameters)
     rates = [float(group["lr"]) for group in optimiser.param_groups]
@@ -141,7 +149,7 @@ def train_stage(stage: Stage) -> Fitted:
         weights = sampling_weights(recipe.sampling, by)
     bounds = batch_bounds(len(train), stage.training.batch_size)
     run_calls = engine.place(calls, objective)
-    needed = [name for name in columns if name in recipe.needs]
+    needed = [name for name in (*columns, *stage.teacher_fields[0]) if name in recipe.needs or name == "labels"]
     with_inputs = "x" in recipe.needs
     for callback in stage.callbacks:
         callback.on_start(run)
@@ -154,33 +162,39 @@ def train_stage(stage: Stage) -> Fitted:
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         order = epoch_order(len(train), stage.seed, epoch, weights)
-        losses_seen = torch.zeros(len(train))
+        losses_seen: list[Tensor] = []
+        view = 0 if augmented is None else augmented.views.views.of_epoch(epoch)
+        columns.update(stage.teacher_fields[view % len(stage.teacher_fields)])
         constant = {"progress": epoch / stage.training.epochs, "epoch": epoch}
+        ordered = {name: _in_order(columns[name], order) for name in needed}
         model.train()
         objective.train()
         for start, end in bounds:
             part = engine.part(start, end)
             rows = order[part]
-            inputs = reader(rows)
+            seen = None if augmented is None else augmented.views.batch(rows, view)
+            inputs = reader(rows) if seen is None else seen.inputs
             batch: dict[str, Any] = {"rows": rows, **constant}
-            for name in needed:
-                batch[name] = columns[name].index_select(0, rows)
+            for name, values in ordered.items():
+                batch[name] = columns[name].index_select(0, rows) if values is None else values[part]
             if with_inputs:
                 batch["x"] = inputs
-            if "labels" not in batch:
-                batch["labels"] = labels.index_select(0, rows)
+            if augmented is not None and seen is not None:
+                batch.update(augmented.fields(seen, rows, view, columns, needed))
             with engine.autocast():
                 batch.update(run_calls(inputs))
-            loss, sample_losses = objective(batch)
-            optimiser.zero_grad(set_to_none=True)
+            loss, sample_losses = objective.forward(batch)
+            for parameter in parameters:
+                parameter.grad = None
             engine.backward(loss)
             if stage.training.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, stage.training.clip)
             optimiser.step()
-            losses_seen[part] = sample_losses
+            losses_seen.append(sample_losses)
             if wrong is not None:
                 wrong[rows] = batch["student_logits"].detach().argmax(1) != batch["labels"]
-        record = _record(epoch, order, losses_seen, groups, stage, objective, optimiser, engine)
+        seen_rows, all_losses = engine.gather(order, bounds, torch.cat(losses_seen))
+        record = _record(epoch, seen_rows, all_losses, groups, stage, objective, optimiser)
         logits = batched_logits(model, validation_reader, len(validation))
         counts = _validate(record, logits, validation)
         run.history.append(record)
@@ -216,6 +230,11 @@ def train_stage(stage: Stage) -> Fitted:
     )
 
 
+def _in_order(column: Tensor, order: Tensor) -> Tensor | None:
+    """A column in the order of an epoch, so that each batch of it is a view; None where it is too large to copy."""
+    return column.index_select(0, order) if column.nbytes <= IN_ORDER else None
+
+
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
@@ -232,16 +251,14 @@ def forward_mean(model: nn.Module, inputs: Any) -> Tensor:
 
 def _record(
     epoch: int,
-    order: Tensor,
+    rows: Tensor,
     losses: Tensor,
     groups: Tensor | None,
     stage: Stage,
     objective: Objective,
     optimiser: torch.optim.Optimizer,
-    engine: Engine,
 ) -> Record:
     """What an epoch of training leaves behind; the only place where the loop waits for numbers."""
-    rows, losses = engine.gather(order, losses)
     mean = float(losses.mean())
     if not math.isfinite(mean):
         raise LimbeckError(

@@ -143,6 +143,17 @@ for _name, _pattern, _first in (
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), list(_first))
 
 
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper, which quotes every text that the loader would take for something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def dump_plain(value: Any) -> str:
+    """Plain data as YAML that `parse_plain` reads as it was."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
 def _from_yaml(text: str, name: str) -> PlainFile:
     try:
         loader = _Loader(text)

@@ -135,7 +135,7 @@ def predict_logits(model: Any, data: Data, batch_size: int = 1024) -> np.ndarray
     Raises:
         LimbeckError: where the model has another number of classes than the data, or returns NaN.
     """
-    module = getattr(model, "model", model)
+    module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     if not isinstance(module, nn.Module):
         raise LimbeckError(f"cannot predict with a {type(model).__name__}: expected a torch module or a fitted student")
     parameter = next(module.parameters(), None)

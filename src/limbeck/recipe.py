@@ -8,6 +8,7 @@ reason.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -510,6 +511,8 @@ class Objective(nn.Module):
             "weighting", "weighting", weighting.name, weighting.factory, weighting.options, context
         )
         self._weighting_needs = weighting.needs
+        # The plain mean in one operation: at a linear head every call of a step is felt.
+        self._uniform, self._teachers_apart = weighting.uniform, weighting.per_teacher
         self.needs = recipe.needs
         self.factors = [term.weight for term in recipe.terms]
         self.share = 1.0
@@ -525,6 +528,8 @@ class Objective(nn.Module):
             if field_name in given:
                 continue
             if context.get(field_name) is None:
+                if options(function)[field_name] is not inspect.Parameter.empty:
+                    continue
                 raise RecipeError(
                     f"{kind} {name!r} needs {field_name!r}, which this run does not have ({CONTEXT[field_name]})"
                 )
@@ -556,7 +561,7 @@ class Objective(nn.Module):
         Returns:
             The scalar loss, and the per-sample losses `[B]` that were weighted, without gradient.
         """
-        if self.recipe.weighting.per_teacher:
+        if self._teachers_apart:
             return self._per_teacher(batch)
         losses, beside = self._terms(batch)
         if beside is not None and self.share != 1.0:
@@ -568,7 +573,10 @@ class Objective(nn.Module):
         return (loss if beside is None else loss + beside), losses.detach()
 
     def _weigh(self, losses: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        loss = self.weighting(losses, **{name: batch[name] for name in self._weighting_needs})
+        if self._uniform:
+            loss = losses.mean()
+        else:
+            loss = self.weighting(losses, **{name: batch[name] for name in self._weighting_needs})
         if self.share != 1.0 and not getattr(self.weighting, "spans_processes", False):
             loss = loss * self.share
         return loss

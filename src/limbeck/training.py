@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError, unknown_name
+from limbeck.views import Views
 
 OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "exponential", "step")
@@ -32,12 +33,11 @@ class Training:
         weight_decay: of the optimiser.
         momentum: of `sgd`.
         schedule: factor on the learning rate by epoch: `constant`, `cosine` to zero, `step` (a tenth at 1/2 and at
-        3/4),
-            `exponential` (.98 an epoch, as PLL's protocol), or a function of (epoch from 0, epochs).
+            3/4), `exponential` (.98 an epoch, as PLL's protocol), or a function of (epoch from 0, epochs).
         clip: largest norm of the gradient, or None.
         precision: `float32`; `bfloat16` autocasts the student; `auto` times both, and channels_last, for a moment at
-        the
-            start and keeps what pays (the choice is recorded and reused on resuming).
+            the start and keeps what pays (the choice is recorded and reused on resuming).
+        views: how training images are augmented, as `limbeck.views.Views` or plain data; None leaves them as they are.
     """
 
     epochs: int = 10
@@ -49,8 +49,10 @@ class Training:
     schedule: str | Callable[[int, int], float] = "cosine"
     clip: float | None = None
     precision: str | Mapping[str, Any] = "float32"
+    views: Views | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "views", Views.of(self.views))
         if self.epochs < 1 or self.batch_size < 1:
             raise ConfigError(
                 f"training: epochs and batch_size must be at least 1, found {self.epochs} and {self.batch_size}"
@@ -89,7 +91,9 @@ class Training:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; a function of the user's own is named."""
-        found = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        found = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "views"}
+        if (views := Views.of(self.views)) is not None:
+            found["views"] = views.to_dict()
         return {name: getattr(value, "__name__", value) if callable(value) else value for name, value in found.items()}
 
 
@@ -111,9 +115,10 @@ def epoch_order(count: int, seed: int, epoch: int, weights: Tensor | None = None
 
 
 def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """Where each batch begins and ends. A last batch of one sample, which batch normalisation cannot train on, joins
-    the
-    one before it."""
+    """Where each batch begins and ends.
+
+    A last batch of one sample, which batch normalisation cannot train on, joins the one before it.
+    """
     starts = list(range(0, count, batch_size))
     if len(starts) > 1 and count - starts[-1] == 1:
         starts.pop()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from limbeck.augment import check_teacher_views, views_for
 from limbeck.errors import ConfigError, RecipeError
 from limbeck.fitting import check_student
 from limbeck.pilots.result import PLAIN
@@ -65,7 +66,7 @@ def plan(config: PilotConfig, models: str | Path | None = None) -> tuple[Data, l
         return lambda: build(spec, inputs_shape=data.sample_shape, classes=data.num_classes, user=functions)
 
     arms = [_teacher_arm(key, config, factory, functions) for key in config.teachers]
-    training = Training(**config.training.model_dump())
+    training = Training(**config.training.settings)
     for index, entry in enumerate(config.recipes):
         try:
             recipe = as_recipe(entry.settings, functions).replace(name=entry.label)
@@ -101,7 +102,7 @@ def _teacher_arm(
             load_weights(source, section.weights)
         return Arm(teacher_key(key), label, "teacher", source=source)
     recipe = as_recipe(section.recipe.settings if section.recipe else "erm", functions)
-    training = Training(**config.training_of(key).model_dump())
+    training = Training(**config.training_of(key).settings)
     return Arm(teacher_key(key), label, "teacher", factory(section.model), recipe, training)
 
 
@@ -181,10 +182,13 @@ def check_arms(arms: Sequence[Arm], data: Data) -> list[str]:
         warnings += arm.recipe.check(classes=data.num_classes, groups=names, teacher=bool(arm.teachers))
         if arm.recipe.needs_groups:
             data.check(groups_required=True)
+        assert arm.training is not None
+        views = views_for(arm.recipe, arm.training.views, data.train)
         if arm.teachers:
             models = {key: built(by_key[key]) if by_key[key].source is None else by_key[key].source for key in by_key}
             teacher = as_teacher(taught_by(arm, models))
             require_outputs(teacher, arm.recipe.teacher_outputs, by=f"recipe {arm.label!r}")
+            check_teacher_views(teacher, views)
     for arm in arms:
         if arm.model is not None:
             check_student(built(arm), data)

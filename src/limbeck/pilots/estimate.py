@@ -18,7 +18,8 @@ from limbeck.pilots.arms import Arm, built, check_arms
 from limbeck.pilots.run import one_thread
 from limbeck.predict import InputReader, batched_logits, call_model, evaluating
 from limbeck.teachers import Teacher, as_teacher, collect
-from limbeck.training import batch_bounds
+from limbeck.training import Training, batch_bounds
+from limbeck.views import Views
 
 if TYPE_CHECKING:
     from limbeck.data import Data
@@ -129,6 +130,14 @@ def estimate(data: Data, arms: Sequence[Arm], seeds: int) -> Forecast:
     return Forecast(forecasts, seeds, stored, 2.0 + 0.4 * len(arms))
 
 
+def _passes(training: Training) -> int:
+    """How often the teacher goes through the training part: once a stored view; a live one was part of the steps."""
+    views = Views.of(training.views)
+    if views is None or not views.teacher_sees_changed:
+        return 1
+    return 0 if views.online else views.count
+
+
 class _Clock:
     """The seconds of the last epoch of each stage, its steps aside from its validation."""
 
@@ -177,6 +186,7 @@ def _arm(arm: Arm, data: Data, sources: Mapping[str, Any]) -> ArmForecast:
         batch_size=training.batch_size,
         optimiser=training.optimiser,
         precision=training.precision,
+        views=training.views,
         callbacks=[clock],
     )
     a_sample = _prediction(model, data.test)
@@ -193,8 +203,9 @@ def _arm(arm: Arm, data: Data, sources: Mapping[str, Any]) -> ArmForecast:
     if teacher is not None and asked:
         a_batch = _pass(teacher, train, asked) * batch
         one = collect(teacher, small.train.subset(np.arange(1)), asked)
-        stored = FLOAT * len(train) * sum(value.numel() for value in one.values())
-        seconds += a_batch / batch * len(train)
+        views = _passes(training)
+        stored = views * FLOAT * len(train) * sum(value.numel() for value in one.values())
+        seconds += views * a_batch / batch * len(train)
     parameters = sum(part.numel() for part in model.parameters())
     # Weights, gradients and, for Adam, two moments; then what the backward pass keeps.
     memory = 4 * FLOAT * parameters + FLOAT * _activations(model, train, batch)

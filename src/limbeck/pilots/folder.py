@@ -16,6 +16,7 @@ from limbeck.errors import ConfigError
 from limbeck.pilots.arms import Arm, identity
 from limbeck.pilots.cells import CellResult
 from limbeck.pilots.result import PilotResult, history_rows
+from limbeck.plain import dump_plain
 from limbeck.selection import SelectionRule
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def open_folder(
         raise ConfigError(f"{folder} is not empty and holds no run: choose another output folder")
     write_json(path, {"status": "running", "plan": plan, "precision": precision, "limbeck": __version__})
     if configuration is not None:
-        import yaml
-
-        write_atomically(folder / "config.yaml", yaml.safe_dump(dict(configuration), sort_keys=False).encode())
+        write_atomically(folder / "config.yaml", dump_plain(dict(configuration)).encode())
 
 
 def write_results(

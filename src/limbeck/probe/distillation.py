@@ -9,8 +9,8 @@ import numpy as np
 import scipy.special
 from numpy.typing import ArrayLike
 
-from limbeck.errors import ConfigError, unknown_name
-from limbeck.probe.features import Features, Floats, as_features, raw_matrix
+from limbeck.errors import ConfigError, DataError, unknown_name
+from limbeck.probe.features import Features, Floats, as_features, not_finite, raw_matrix
 from limbeck.probe.labels import Labels
 from limbeck.probe.softmax import TOLERANCE, SoftmaxProbe
 
@@ -55,10 +55,9 @@ class SelfDistillation:
         """Predictions of every round for new samples: `[M, D]` → `[rounds, M, C]`.
 
         Raises:
-            DataError: where the width differs from the features fitted on.
+            DataError: where the width differs from the features fitted on, or a feature is no finite number.
         """
-        x = raw_matrix(features, self.weights.shape[1], "features")
-        return outputs(Features(x), self.weights, self.intercepts, self.solver)
+        return predict_rounds(features, self.weights, self.intercepts, self.solver)
 
 
 def self_distillation(
@@ -118,8 +117,9 @@ def self_distillation(
     given = Labels(labels, classes, len(prepared), signed=solver == "linear")
     if class_weights is not None:
         prepared = prepared.reweighted(given.sample_weights(class_weights))
-    width = prepared.width if predict is None else raw_matrix(predict, prepared.width, "predict").shape[1]
-    weights, intercepts = np.empty((rounds, width, given.classes)), np.empty((rounds, given.classes))
+    if predict is not None:
+        raw_matrix(predict, prepared.width, "predict")
+    weights, intercepts = np.empty((rounds, prepared.width, given.classes)), np.empty((rounds, given.classes))
     predictions = np.empty((rounds, len(prepared), given.classes)) if keep_predictions else None
     residuals = None
     if solver == "linear":
@@ -141,7 +141,7 @@ def self_distillation(
     kept = values / (values + given.classes * len(prepared) * weight_decay)
     return SelfDistillation(
         predictions=predictions,
-        predicted=None if predict is None else outputs(Features(predict), weights, intercepts, solver),
+        predicted=None if predict is None else predict_rounds(predict, weights, intercepts, solver),
         weights=weights,
         intercepts=intercepts,
         solver=solver,
@@ -172,6 +172,19 @@ def outputs(
     for rows, block in features.blocks():
         scores = (block @ stacked).reshape(len(block), rounds, classes) + intercepts
         result[:, rows] = (scores if solver == "linear" else scipy.special.softmax(scores, axis=2)).transpose(1, 0, 2)
+    return result
+
+
+def predict_rounds(x: ArrayLike, weights: Floats, intercepts: Floats, solver: Solver) -> Floats:
+    """Predictions `[rounds, M, C]` for new raw features `[M, D]`.
+
+    Raises:
+        DataError: where the width differs from that of the weights, or a feature is no finite number.
+    """
+    matrix = raw_matrix(x, weights.shape[1], "features")
+    result = outputs(Features(matrix), weights, intercepts, solver)
+    if not np.isfinite(result).all():
+        raise DataError(not_finite(matrix, "features"))
     return result
 
 

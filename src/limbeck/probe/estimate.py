@@ -104,7 +104,7 @@ def estimate_block(
     prepared = Features(unit_length(np.asarray(features)) if normalise else features)
     if len(prepared) != len(given):
         raise DataError(f"labels: expected {len(prepared)} of them as rows of features, found {len(given)}")
-    matrix = _noise(prepared, given, truth, noise_matrix, weight_decay, classes)
+    matrix = _noise(prepared, given, truth, noise_matrix, classes)
     correlation, counts, length = _class_correlation(prepared, given if truth is None else truth, classes)
     if truth is None:
         correlation, counts = _unmixed(correlation, counts, matrix)
@@ -251,7 +251,6 @@ def _noise(
     given: Integers,
     truth: Integers | None,
     noise_matrix: ArrayLike | Literal["estimate"] | None,
-    weight_decay: float,
     classes: int,
 ) -> Floats:
     if noise_matrix is None and truth is not None:

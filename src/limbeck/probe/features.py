@@ -124,7 +124,7 @@ class Features:
         feature_space = self.width <= len(self.x)
         gram = self._feature_gram() if feature_space else self._sample_gram()
         if not np.isfinite(gram).all():
-            raise DataError(_not_finite(self.x, "features"))
+            raise DataError(not_finite(self.x, "features"))
         values, vectors = scipy.linalg.eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
         # Rounding leaves eigenvalues of a semi-definite matrix slightly below zero.
         return Spectrum(
@@ -202,7 +202,7 @@ def _column_mean(x: NDArray[Any], sample_weights: Floats | None = None, centre: 
         weights = np.ones(len(block)) if sample_weights is None else sample_weights[start : start + size]
         total += weights @ block
     if not np.isfinite(total).all():
-        raise DataError(_not_finite(x, "features"))
+        raise DataError(not_finite(x, "features"))
     return np.asarray(total / (len(x) if sample_weights is None else sample_weights.sum()))
 
 
@@ -216,7 +216,8 @@ def _matrix(x: ArrayLike, name: str) -> NDArray[Any]:
     return matrix
 
 
-def _not_finite(x: NDArray[Any], name: str) -> str:
+def not_finite(x: NDArray[Any], name: str) -> str:
+    """The sentence that names the first value that is no finite number."""
     for row, values in enumerate(x):
         bad = np.flatnonzero(~np.isfinite(values.astype(np.float64)))
         if len(bad):

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from limbeck.errors import ConfigError, DataError, unknown_name
-from limbeck.probe.distillation import Solver, check_options, outputs, self_distillation
-from limbeck.probe.features import Features, Floats, Integers, as_features, raw_matrix
+from limbeck.probe.distillation import Solver, check_options, predict_rounds, self_distillation
+from limbeck.probe.features import Features, Floats, Integers, as_features
 from limbeck.probe.labels import Labels
 from limbeck.probe.softmax import TOLERANCE, SoftmaxProbe
 
@@ -55,10 +55,10 @@ class PartialLabelStudent:
         """Predictions for new samples: `[M, D]` → `[M, C]`.
 
         Raises:
-            DataError: where the width differs from the features fitted on.
+            DataError: where the width differs from the features fitted on, or a feature is no finite number.
         """
-        x = raw_matrix(features, len(self.weights), "features")
-        return np.asarray(outputs(Features(x), self.weights[None], self.intercept[None], self.solver)[0])
+        rounds = predict_rounds(features, self.weights[None], self.intercept[None], self.solver)
+        return np.asarray(rounds[0])
 
 
 def partial_labels(scores: ArrayLike, k: int = 2, weights: ArrayLike | None = None) -> tuple[Integers, Floats]:

@@ -147,21 +147,32 @@ class _ByRow(torch.autograd.Function):
 
 
 def divergence(
-    student: Tensor, teacher: Tensor, student_temperature: float = 1.0, teacher_temperature: float = 1.0
+    student: Tensor,
+    teacher: Tensor,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    factor: float = 1.0,
 ) -> Tensor:
-    """KL(softmax(teacher/τ_T) ‖ softmax(student/τ_S)) per sample `[B]`, without any factor τ².
+    """factor·KL(softmax(teacher/τ_T) ‖ softmax(student/τ_S)) per sample `[B]`.
 
     The teacher's logits may hold -inf: a class that it gives no probability.
     """
-    return by_row(_divergence_kernel, _divergence, student, (teacher,), (student_temperature, teacher_temperature))
+    constants = (student_temperature, teacher_temperature, factor)
+    return by_row(_divergence_kernel, _divergence, student, (teacher,), constants)
 
 
 def _divergence_kernel(
-    student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float, wanted: bool
+    student: Tensor,
+    teacher: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    factor: float,
+    wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
     log_student = torch.log_softmax(student / student_temperature, 1)
     log_teacher = torch.log_softmax(teacher.to(student.dtype) / teacher_temperature, 1).clamp_(min=LOWEST)
-    return relative(log_student, log_teacher, 1.0 / student_temperature, wanted)
+    losses, gradient = relative(log_student, log_teacher, factor / student_temperature, wanted)
+    return losses.mul_(factor), gradient
 
 
 def relative(
@@ -173,7 +184,9 @@ def relative(
     return losses, log_student.exp_().sub_(p_teacher).mul_(scale) if wanted else None
 
 
-def _divergence(student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float) -> Tensor:
+def _divergence(
+    student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float, factor: float
+) -> Tensor:
     log_teacher = torch.log_softmax(teacher.to(student.dtype) / teacher_temperature, 1).clamp(min=LOWEST)
     log_student = torch.log_softmax(student / student_temperature, 1)
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(1)
+    return factor * (log_teacher.exp() * (log_teacher - log_student)).sum(1)

@@ -44,7 +44,7 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     """
     check(student_logits, teacher_logits)
     positive(temperature=temperature)
-    return divergence(student_logits, teacher_logits, temperature, temperature) * temperature**2
+    return divergence(student_logits, teacher_logits, temperature, temperature, temperature**2)
 
 
 def standardise(logits: Tensor, epsilon: float = 1e-7) -> Tensor:

@@ -151,7 +151,7 @@ def la(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperatu
     check(student_logits, teacher_logits, labels)
     positive(temperature=temperature)
     target = rectify(teacher_logits, labels, "swap")
-    return divergence(student_logits, target, temperature, temperature) * temperature**2
+    return divergence(student_logits, target, temperature, temperature, temperature**2)
 
 
 def lr(
@@ -201,7 +201,7 @@ def lr(
     revised = (p * beta).scatter_add_(1, label, 1.0 - beta)
     if loss == "kl":
         target = torch.where(wrong, revised, p).log_()
-        return divergence(student_logits, target, temperature) * temperature**2
+        return divergence(student_logits, target, temperature, factor=temperature**2)
     at_right = F.cross_entropy(student, labels.long(), reduction="none") + 4.0 * (student - teacher).square().mean(1)
     at_wrong = (torch.softmax(student, 1) - revised).square().mean(1)
     wrong = wrong.squeeze(1)
@@ -230,4 +230,4 @@ def rc(student_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> Tens
     positive(temperature=temperature)
     own = precise(student_logits).detach()
     target = own.scatter_add(1, column(labels), own.amax(1, keepdim=True))
-    return divergence(student_logits, target, temperature, temperature) * temperature**2
+    return divergence(student_logits, target, temperature, temperature, temperature**2)
