@@ -42,7 +42,7 @@ Scores = dict[str, dict[str, float]]
 ROUNDS = 5
 RATES = (0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 GRID = tuple(10.0 ** np.arange(-1, -6.1, -1))
-HUMAN = ("aggre", "random1", "worse")
+HUMAN = ("aggre", "random1", "random2", "random3", "worse")
 
 
 class Sample(NamedTuple):

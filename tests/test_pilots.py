@@ -71,7 +71,7 @@ def test_the_first_line_says_whether_distillation_beat_the_plain_student(result:
     record = result.to_dict()
     plain = next(row for row in record["models"] if row["key"] == "erm")
     worst = np.mean([run["test"]["worst_group"] for run in plain["runs"]])
-    assert f"against {100 * worst:.1f} %" in result.verdict
+    assert f"against {100 * worst:.1f}%" in result.verdict
 
 
 def test_the_table_shows_means_and_spreads_of_the_test_part(result: lb.PilotResult) -> None:

@@ -192,11 +192,11 @@ def _numbers(difference: Difference) -> str:
     seeds = max(difference.seeds)
     return (
         f"{_percent(difference.value)} against {_percent(difference.reference)} "
-        f"({100 * difference.difference:+.1f} points, {100 * difference.level:.0f} % interval {low:+.1f} to "
+        f"({100 * difference.difference:+.1f} points, {100 * difference.level:.0f}% interval {low:+.1f} to "
         f"{high:+.1f}, "
         f"{seeds} seed{'s' if seeds != 1 else ''})"
     )
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}%"
