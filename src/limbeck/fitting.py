@@ -19,7 +19,8 @@ from limbeck.callbacks import Callback
 from limbeck.errors import CheckpointError, ConfigError, LimbeckError, unknown_name
 from limbeck.heads import FeatureTap, TransplantedStudent, refit_dfr, replace_head, transplant, transplant_weights
 from limbeck.loop import Fitted, Stage, train_stage
-from limbeck.predict import InputReader, batched_logits, call_model, evaluating, logits_of
+from limbeck.modes import evaluating
+from limbeck.predict import InputReader, batched_logits, call_model, logits_of
 from limbeck.presets import as_recipe
 from limbeck.recipe import Head, Recipe
 from limbeck.selection import SelectionRule, selection_rule

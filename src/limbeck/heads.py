@@ -12,8 +12,7 @@ Wilson, "Last layer re-training is sufficient for robustness to spurious correla
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Self
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from limbeck.errors import DataError, RecipeError, unknown_name
+from limbeck.modes import evaluating
 
 PROJECTORS = ("auto", "identity", "linear", "mlp", "depthwise", "full3x3")
 PENALTIES = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
@@ -73,19 +73,6 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
 def call(module: nn.Module, x: Any) -> Any:
     """The module's output for a batch: a mapping is passed by keyword, anything else as the one argument."""
     return module(**x) if isinstance(x, Mapping) else module(x)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; afterwards every part has the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 # ------------------------------------------------------------------------------------------------------------ watching
@@ -258,7 +245,7 @@ def find_map_layer(module: nn.Module, example: Any, head: str | None = None) -> 
     Raises:
         RecipeError: where there is none.
     """
-    with _evaluating(module), MapTap(module, head=head) as tap:
+    with evaluating(module), MapTap(module, head=head) as tap:
         call(module, example)
         return tap._found()[0]
 
@@ -281,7 +268,7 @@ def layer_at_depth(module: nn.Module, example: Any, depth: float = 0.5) -> str:
         for name, part in module.named_modules():
             if part is not head and any(True for _ in part.parameters(recurse=False)):
                 handles.append(part.register_forward_hook(lambda *_, name=name: order.append(name)))
-        with _evaluating(module):
+        with evaluating(module):
             call(module, example)
     finally:
         for handle in handles:
@@ -544,7 +531,7 @@ def _map_into_head(
         RecipeError: where no map is averaged straight into the head.
     """
     name = find_map_layer(module, example, head) if layer is None else layer
-    with _evaluating(module), LayerTap(module, [name]) as maps, FeatureTap(module, head) as features:
+    with evaluating(module), LayerTap(module, [name]) as maps, FeatureTap(module, head) as features:
         call(module, example)
         (found,), entering = maps.take(), features.take()
     average = pooled(found) if found.dim() == 4 else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
+from limbeck.modes import evaluating
 
 if TYPE_CHECKING:
     from limbeck.data import Data
@@ -103,20 +103,6 @@ class InputReader:
 def model_inputs(data: Data, rows: Any) -> Inputs:
     """The inputs of these rows (positions in `data`) as a model sees them."""
     return InputReader(data)(torch.as_tensor(np.asarray(rows), dtype=torch.int64))
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule's own mode is put back afterwards."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def batched_logits(model: nn.Module, reader: InputReader, count: int, batch_size: int = 1024) -> Tensor:

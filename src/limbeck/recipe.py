@@ -596,7 +596,7 @@ class Objective(nn.Module):
         losses: Tensor | None = None
         beside: Tensor | None = None
         z_scored: dict[str, Tensor] = {}
-        for (term, call, names), factor in zip(self._calls, self.factors, strict=True):
+        for (term, call, names), factor in zip(self._calls, self.factors):
             arguments = {name: batch[name] for name in names}
             if term.standardise:
                 for name in ("student_logits", "teacher_logits"):

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.heads import FeatureTap, LayerTap, TransplantedStudent, find_map_layer, layer_at_depth, pooled
-from limbeck.predict import call_model, evaluating, logits_of
+from limbeck.modes import evaluating
+from limbeck.predict import call_model, logits_of
 
 STUDENT_FIELDS = ("student_logits", "student_features", "student_maps", "early_features")
 

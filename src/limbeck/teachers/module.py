@@ -7,11 +7,11 @@ from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from limbeck.errors import RecipeError, TeacherError
 from limbeck.heads import FeatureTap, LayerTap, find_head, find_layer, find_map_layer, pooled
+from limbeck.modes import evaluating
 from limbeck.predict import call_model, logits_of
 from limbeck.teachers.base import Source
 from limbeck.teachers.fingerprints import module_fingerprint
@@ -100,7 +100,7 @@ class ModuleTeacher(Source):
     def outputs(self, x: Any, ids: Any, want: Sequence[str]) -> dict[str, Tensor]:
         inputs = self._on_device(x)
         found: dict[str, Tensor] = {}
-        with _evaluating(self.module), torch.no_grad(), ExitStack() as taps, _as_teacher_error():
+        with evaluating(self.module), ExitStack() as taps, _as_teacher_error():
             features = self._feature_tap() if "features" in want and self.kind != "features" else None
             if features is not None:
                 taps.callback(features.close)
@@ -190,23 +190,6 @@ def _head_name(module: nn.Module, layer: str | None) -> str | None:
         return find_head(module)[0]
     except RecipeError:
         return None
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every part's own mode is back afterwards.
-
-    The flags are set without calling `train` or `eval`: a module may override these to change its weights (merging
-    adapters), and here it is only borrowed.
-    """
-    training = [part for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 @contextmanager
