@@ -336,3 +336,67 @@ def test_automatic_precision_is_one_for_all_recipes_and_kept_for_a_repeated_pilo
     again = run_pilot(config, output=tmp_path / "run", resume=False)
     assert len(timed) == 4
     assert again.verdict == first.verdict
+
+
+# From outside ---------------------------------------------------------------------------------------------------------
+
+OWN = '''
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import limbeck as lb
+
+
+def sure(student_logits, teacher_logits, labels, threshold=0.5):
+    confident = teacher_logits.softmax(1).amax(1) > threshold
+    return (1.0 + confident) * F.cross_entropy(student_logits.float(), labels, reduction="none")
+
+
+class Hardest(nn.Module):
+    """Listens to the groups with the highest loss so far."""
+
+    def __init__(self, groups, smoothing=0.9):
+        super().__init__()
+        self.smoothing = smoothing
+        self.register_buffer("level", torch.ones(groups))
+
+    def forward(self, losses, groups):
+        with torch.no_grad():
+            self.level.index_copy_(0, groups, self.smoothing * self.level[groups] + (1 - self.smoothing) * losses)
+        return (self.level[groups] * losses).mean()
+
+
+def blend(weight=0.3):
+    return lb.Recipe([{"term": "kl_divergence", "weight": 1 - weight}, {"term": "cross_entropy", "weight": weight}])
+
+
+'''
+
+
+def test_a_users_own_term_weighting_and_recipe_in_a_pilot_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    config = CONFIG | {
+        "recipes": [
+            {
+                "name": "own parts",
+                "terms": [{"term": "mine.sure", "threshold": 0.4}],
+                "weighting": {"name": "mine.Hardest", "smoothing": 0.8},
+                "teacher": "big",
+            },
+            {"recipe": "mine.blend", "weight": 0.2, "teacher": "big", "name": "own recipe"},
+        ],
+        "seeds": [0],
+        "training": {"epochs": 1},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "limbeck", "pilot", str(tmp_path / "own.yaml"), "--quiet"]
+    command += ["--output", str(tmp_path / "run"), "--models", str(tmp_path / "mine.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    own = next(row for row in result["models"] if row["key"] == "own-parts")
+    assert own["recipe"]["terms"] == [{"term": "mine.sure", "threshold": 0.4}]
+    assert own["recipe"]["weighting"] == {"name": "mine.Hardest", "smoothing": 0.8}
+    blend = next(row for row in result["models"] if row["key"] == "own-recipe")
+    assert [term["weight"] for term in blend["recipe"]["terms"]] == [0.8, 0.2]

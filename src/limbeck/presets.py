@@ -401,12 +401,21 @@ def preset(name: str, /, functions: Mapping[str, Any] | None = None, **settings:
     """
     if name not in PRESETS:
         raise RecipeError(unknown_name("recipe", name, PRESETS))
-    known = PRESETS[name].options
+    return _built(name, PRESETS[name].build, settings, functions)
+
+
+def _built(
+    name: str, build: Callable[..., Any], settings: Mapping[str, Any], functions: Mapping[str, Any] | None
+) -> Recipe:
+    """What `build` gives for those settings that it takes, with the parts that the others name changed."""
+    known = list(inspect.signature(build).parameters)
     changeable = [entry.name for entry in fields(Recipe) if entry.name != "terms"]
     for key in settings:
         if key not in known and key not in changeable:
             raise RecipeError(f"recipe {name!r}: " + unknown_name("option", key, [*known, *changeable]))
-    built = PRESETS[name].build(**{key: value for key, value in settings.items() if key in known})
+    built = build(**{key: value for key, value in settings.items() if key in known})
+    if not isinstance(built, Recipe):
+        raise RecipeError(f"{name!r} gives a {type(built).__name__}, expected a Recipe")
     changes = {key: value for key, value in settings.items() if key not in known}
     return built.replace(**{"name": name, **changes}, functions=functions)
 
@@ -437,10 +446,8 @@ def as_recipe(value: str | Mapping[str, Any] | Recipe, functions: Mapping[str, A
         if name not in PRESETS:
             raise RecipeError(unknown_name("recipe", name, [*PRESETS, *own]))
         return preset(name, **settings, functions=own)
-    built = own[name](**settings) if callable(own[name]) else own[name]
-    if not isinstance(built, Recipe):
-        raise RecipeError(f"{name!r} gives a {type(built).__name__}, expected a Recipe")
-    return built.replace(name=name)
+    made = own[name]
+    return _built(name, made if callable(made) else lambda: made, settings, own)
 
 
 def describe_presets() -> list[dict[str, Any]]:
