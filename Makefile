@@ -28,7 +28,7 @@ test: $(VENV)/.dev  ## The tests, those marked slow left out
 	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: $(VENV)/.dev  ## Only the slow ones
-	@$(BIN)/python -m pytest -q -n 2 -m slow
+	@$(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check src tests benchmarks

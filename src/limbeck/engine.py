@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
 import statistics
@@ -60,6 +61,11 @@ def engine_for(precision: Mapping[str, Any]) -> Engine:
     return Engine(precision)
 
 
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class FabricEngine(Engine):
     """Several processes: the global batch is cut into equal strides, gradients are averaged by DDP."""
 
@@ -70,6 +76,9 @@ class FabricEngine(Engine):
         nodes = max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
         self.fabric = fabric_module.Fabric(accelerator="cpu", devices=world // nodes, num_nodes=nodes, strategy="ddp")
         self.fabric.launch()
+        # Left alone, the threads of the process group now and then abort the interpreter on its way out.
+        atexit.unregister(_leave)
+        atexit.register(_leave)
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
         self.first = self.rank == 0
         self._objective: Objective | None = None
