@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from limbeck.config import PilotConfig, Training, config_from_dict, example_text, examples, load_config
@@ -180,6 +180,7 @@ def test_yaml_is_read_by_its_core_schema() -> None:
         max_leaves=8,
     )
 )
+@example({"\x85": "a\u2028b", "c\rd": ["\u2029"]})
 @settings(max_examples=150, deadline=None)
 def test_plain_data_written_as_yaml_or_json_is_read_as_it_was(value: Any) -> None:
     text = dump_plain({"x": value})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +44,14 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> lb.PilotResult:
     return run_pilot(changed(), output=tmp_path_factory.mktemp("runs") / "small")
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Everything but what tells the time."""
+def content(folder: Path) -> dict[str, str]:
+    """Digests of everything but what tells the time."""
     kept = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".safetensors", ".npy") or path.name == "predictions.parquet":
-            kept[str(path.relative_to(folder))] = path.read_bytes()
+            kept[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.parent.name == "cells":
-            kept[str(path.relative_to(folder))] = json.dumps(timeless(json.loads(path.read_text()))).encode()
+            kept[str(path.relative_to(folder))] = json.dumps(timeless(json.loads(path.read_text())))
     return kept
 
 
@@ -161,7 +163,7 @@ def test_kill_9_and_the_same_command_again_gives_the_same_result(result: lb.Pilo
     command = [sys.executable, "-m", "limbeck", "pilot", str(config), "--output", str(tmp_path / "run"), "--quiet"]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while killed.poll() is None and not (tmp_path / "run" / "cells" / "erm-seed0.json").exists():
-        pass
+        time.sleep(0.002)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running", (
@@ -171,6 +173,16 @@ def test_kill_9_and_the_same_command_again_gives_the_same_result(result: lb.Pilo
     assert done.stdout.splitlines()[0] == result.verdict
     assert result.folder is not None
     assert content(tmp_path / "run") == content(result.folder)
+
+
+def test_a_kill_between_the_record_and_the_tidying_up_leaves_no_checkpoint(tmp_path: Path) -> None:
+    first = run_pilot(changed(seeds=[0]), output=tmp_path / "run")
+    left = tmp_path / "run" / "checkpoints" / "erm-seed0"
+    left.mkdir(parents=True)
+    (left / "student.safetensors").write_bytes(b"left over")
+    again = run_pilot(changed(seeds=[0]), output=tmp_path / "run")
+    assert again.verdict == first.verdict
+    assert not left.exists()
 
 
 def test_a_half_written_cell_is_an_error_that_says_so(tmp_path: Path) -> None:

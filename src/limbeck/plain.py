@@ -148,6 +148,14 @@ class _Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
+    def represent_text(self, value: str) -> Node:
+        # Written as they are, line breaks other than "\n" would come back as spaces.
+        breaks = any(mark in value for mark in "\r\x85\u2028\u2029")
+        return self.represent_scalar(_TAG + "str", value, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
 
 def dump_plain(value: Any) -> str:
     """Plain data as YAML that `parse_plain` reads as it was."""

@@ -58,6 +58,11 @@ class CellFiles:
         """The state of an unfinished training."""
         return self._path("checkpoints", "")
 
+    def remove_checkpoints(self) -> None:
+        """Remove the state of the training, which a finished cell has no use for."""
+        if self.checkpoints is not None:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def finished(self) -> dict[str, Any] | None:
         """The record of a complete cell, or None.
 
@@ -102,6 +107,7 @@ def run_cell(
     if (done := files.finished()) is not None:
         assert files.predictions is not None
         predictions = np.load(files.predictions, allow_pickle=False).astype(np.int64)
+        files.remove_checkpoints()  # a kill between the record and this leaves them
         return CellResult(done, predictions, _read_teacher(arm, files) if arm.role == "teacher" else None)
     if arm.source is not None:
         return _finished_teacher(arm, seed, data, files)
@@ -184,9 +190,9 @@ def _read_teacher(arm: Arm, files: CellFiles) -> Any:
 
 
 def _keep(files: CellFiles, record: Mapping[str, Any], predictions: np.ndarray[Any, np.dtype[np.int64]]) -> None:
-    if files.record is None or files.predictions is None or files.checkpoints is None:
+    if files.record is None or files.predictions is None:
         return
     files.predictions.parent.mkdir(parents=True, exist_ok=True)
     np.save(files.predictions, predictions.astype(np.int32), allow_pickle=False)
     write_json(files.record, record)
-    shutil.rmtree(files.checkpoints, ignore_errors=True)
+    files.remove_checkpoints()
