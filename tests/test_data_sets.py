@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -228,6 +230,52 @@ def test_cifar10_and_the_labels_people_gave(limbeck_data):
         assert (human.columns["label_random2"][~learned] == -1).all()
     with pytest.raises(DataError, match="unknown set of labels 'worst'"):
         load("cifar10n", folder=limbeck_data, labels="worst")
+
+
+@pytest.mark.data
+def test_the_official_file_of_human_labels_gives_the_same_data(limbeck_data, tmp_path):
+    names = {"clean": "clean_label", "aggre": "aggre_label", "worse": "worse_label"}
+    names |= {f"random{k}": f"random_label{k}" for k in (1, 2, 3)}
+    raw = np.load(limbeck_data / "cifar_n_labels.npz")
+    (tmp_path / "cifar10n").mkdir()
+    published = {name: raw[f"c10_{key}"].astype(np.int64) for key, name in names.items()}
+    np.save(tmp_path / "cifar10n" / "CIFAR-10_human.npy", published, allow_pickle=True)
+    (tmp_path / "cifar10_jpeg.npz").symlink_to((limbeck_data / "cifar10_jpeg.npz").resolve())
+    official = load("cifar10n", folder=tmp_path, labels="random3", samples=300, test_samples=20)
+    assert (
+        official.fingerprint()
+        == load("cifar10n", folder=limbeck_data, labels="random3", samples=300, test_samples=20).fingerprint()
+    )
+    np.save(tmp_path / "cifar10n" / "CIFAR-10_human.npy", {"clean_label": raw["c10_clean"]}, allow_pickle=True)
+    with pytest.raises(DataError, match=r"unknown array 'aggre_label'.*clean_label"):
+        load("cifar10n", folder=tmp_path)
+
+
+def test_the_pictures_of_pacs_are_read(tmp_path):
+    def picture(shade: int) -> dict[str, object]:
+        file = io.BytesIO()
+        Image.new("RGB", (20, 16), (shade, 0, 255 - shade)).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": f"{shade}.png"}
+
+    rows = [(domain, label) for domain in ("photo", "sketch") for label in range(7) for _ in range(4)]
+    table = pa.table(
+        {
+            "image": [picture(4 * place) for place in range(len(rows))],
+            "domain": [domain for domain, _ in rows],
+            "label": [label for _, label in rows],
+        }
+    )
+    (tmp_path / "pacs").mkdir()
+    pq.write_table(table, tmp_path / "pacs" / "pacs.parquet")
+    data = load("pacs", ["label", "domain"], folder=tmp_path, size=8, leave_out="sketch")
+    assert data.sample_shape == (3, 8, 8)
+    assert data.num_groups == 14
+    assert data.classes[:2] == ("dog", "elephant")
+    assert set(data.test.attributes["domain"].strings()) == {"sketch"}
+    assert data.columns["file"][3] == "12.png"
+    assert (data.x[3] == np.array([12, 0, 243], np.uint8)[:, None, None]).all()
+    with pytest.raises(DataError, match="give size=64"):
+        load("pacs", folder=tmp_path)
 
 
 @pytest.mark.data

@@ -33,6 +33,7 @@ from limbeck.data.formats import (
     read_zip,
 )
 from limbeck.data.npz import read_npz
+from limbeck.data.pickled import read_pickled_npy
 from limbeck.data.seeding import uniform
 from limbeck.data.splits import cut_validation
 from limbeck.data.tables import from_table, read_table
@@ -60,6 +61,7 @@ _MNIST_PIXELS = ((0.1307,), (0.3081,))
 _FASHION_PIXELS = ((0.2860,), (0.3530,))
 _IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GASES = ("Ethanol", "Ethylene", "Ammonia", "Acetaldehyde", "Acetone", "Toluene")
+_PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -124,7 +126,8 @@ def load(
             * coloured-mnist: `aligned` (.95), `severity` (2), as `limbeck.data.inject.coloured`
             * cifar10n: `labels` (worse, aggregate, random1, random2, random3)
             * bar: `size` (pixels; reads the photographs instead of the features)
-            * pacs: `leave_out` (the domain that becomes the test split; a made split where not given, with `test`)
+            * pacs: `leave_out` (the domain that becomes the test split; a made split where not given, with `test`),
+              `size` (pixels; reads the pictures instead of the features)
             * gas-drift: `leave_out` (the month batch that becomes the test split, the last where not given)
 
     Raises:
@@ -382,6 +385,16 @@ _CIFAR10N = {
 }
 
 
+_OFFICIAL_CIFAR10N = {
+    "clean_label": "c10_clean",
+    "aggre_label": "c10_aggre",
+    "worse_label": "c10_worse",
+    "random_label1": "c10_random1",
+    "random_label2": "c10_random2",
+    "random_label3": "c10_random3",
+}
+
+
 def _cifar10n(
     places: _Places,
     groups: GroupsArgument,
@@ -394,13 +407,21 @@ def _cifar10n(
 ) -> Data:
     if labels not in _CIFAR10N:
         raise DataError(f"cifar10n: {unknown_name('set of labels', labels, _CIFAR10N)}")
-    path = places.find("cifar_n_labels.npz")
-    if path is None:
+    official, path = places.find("cifar10n/CIFAR-10_human.npy"), places.find("cifar_n_labels.npz")
+    if official is not None:
+        path, pickled = official, read_pickled_npy(official)
+        if missing := [name for name in _OFFICIAL_CIFAR10N if name not in pickled]:
+            raise DataError(f"{path}: {unknown_name('array', missing[0], pickled)}")
+        human = {key: pickled[name] for name, key in _OFFICIAL_CIFAR10N.items()}
+    elif path is not None:
+        human = read_npz(path, ["c10_clean", *_CIFAR10N.values()])
+    else:
         raise places.missing()
-    human = read_npz(path, ["c10_clean", *_CIFAR10N.values()])
     for key, values in human.items():
-        if values.shape != (50_000,) or values.max() > 9:
-            raise DataError(f"{path}, array {key!r}: has shape {list(values.shape)}, expected [50000] labels 0..9")
+        if values.shape != (50_000,) or values.dtype.kind not in "iu" or not 0 <= values.min() <= values.max() <= 9:
+            raise DataError(
+                f"{path}, array {key!r}: holds {values.dtype} {list(values.shape)}, expected [50000] labels 0..9"
+            )
     return _read_cifar10(places, (labels, human), groups, seed, samples, test_samples, _cut(validation))
 
 
@@ -571,13 +592,19 @@ def _pacs(
     seed: int,
     *,
     leave_out: str | None = None,
+    size: int | None = None,
     validation: float = 0.25,
     test: float = 0.2,
 ) -> Data:
-    path = places.find("pacs_efflite0_pca256.npz")
-    if path is None:
-        raise places.missing()
-    arrays = read_npz(path, ["x", "y", "domain", "classes", "domains", "path"])
+    path, pictures = places.find("pacs_efflite0_pca256.npz"), places.find("pacs/pacs.parquet")
+    if size is not None:
+        if pictures is None:
+            raise places.missing("size is given, which needs the pictures, pacs/pacs.parquet. ")
+        arrays = _read_pacs(pictures, size)
+    elif path is not None:
+        arrays = read_npz(path, ["x", "y", "domain", "classes", "domains", "path"])
+    else:
+        raise places.missing("" if pictures is None else "The pictures are here: give size=64 to read them. ")
     domains = [str(name) for name in arrays["domains"]]
     split = None
     if leave_out is not None:
@@ -586,7 +613,7 @@ def _pacs(
         split = np.where(arrays["domain"] == domains.index(leave_out), "test", "train")
     return Data(
         arrays["x"],
-        arrays["y"],
+        arrays["y"].astype(np.int64),
         attributes={"domain": Column(tuple(domains), arrays["domain"].astype(np.int64))},
         groups=groups,
         split=split,
@@ -594,8 +621,27 @@ def _pacs(
         classes=[str(name) for name in arrays["classes"]],
         seed=seed,
         name="pacs",
+        normalise=None if size is None else _IMAGENET_PIXELS,
         columns={"file": arrays["path"]},
     )
+
+
+def _read_pacs(path: Path, size: int) -> dict[str, NDArray[Any]]:
+    """The pictures at size×size pixels, in the form of the table of features."""
+    table = read_table(path)
+    for name in ("image", "domain", "label"):
+        if name not in table.column_names:
+            raise DataError(f"{path}: {unknown_name('column', name, table.column_names)}")
+    rows = table.column("image").to_pylist()
+    labels, domain = table.column("label").to_numpy(), np.array(table.column("domain").to_pylist())
+    if labels.min() < 0 or labels.max() >= len(_PACS_CLASSES):
+        raise DataError(f"{path}: holds label {labels.max()}, expected 0..{len(_PACS_CLASSES) - 1}: fetch it again")
+    domains, codes = np.unique(domain, return_inverse=True)
+    pixels = np.stack([read_image(row["bytes"], size, f"{path}, row {place}") for place, row in enumerate(rows)])
+    files = np.array([row["path"] or str(place) for place, row in enumerate(rows)])
+    return {
+        "x": pixels, "y": labels, "domain": codes, "domains": domains, "path": files, "classes": np.array(_PACS_CLASSES)
+    }  # fmt: skip
 
 
 def _gas_drift(
@@ -708,10 +754,10 @@ SETS: Mapping[str, KnownSet] = MappingProxyType(
         "cifar10n": KnownSet(
             _cifar10n,
             "CIFAR-10 with the labels that people gave it (CIFAR-10N)",
-            "cifar_n_labels.npz (c10_clean, c10_aggre, c10_worse, c10_random1, c10_random2, c10_random3; uint8 [50000] "
-            "in the official order), and CIFAR-10 as cifar-10-binary.tar.gz or cifar10_jpeg.npz",
-            "Its authors (UCSC-REAL/cifar-10-100n) publish pickled files only, which Limbeck does not open: "
-            "convert the label arrays with numpy.savez. For the images: limbeck download cifar10",
+            "cifar10n/CIFAR-10_human.npy (official), or cifar_n_labels.npz (c10_clean, c10_aggre, c10_worse, "
+            "c10_random1, c10_random2, c10_random3; uint8 [50000] in the official order), and CIFAR-10 as "
+            "cifar-10-binary.tar.gz or cifar10_jpeg.npz",
+            _how("cifar10n"),
         ),
         "bar": KnownSet(
             _bar,
@@ -721,10 +767,10 @@ SETS: Mapping[str, KnownSet] = MappingProxyType(
         ),
         "pacs": KnownSet(
             _pacs,
-            "PACS: 7 classes in 4 styles (features); domain",
-            "pacs_efflite0_pca256.npz (x [N, D], y, domain, classes, domains, path)",
-            "Its authors publish the pictures without an address that a program may fetch: get them by hand, compute "
-            "features and save them with numpy.savez, or read the pictures with Data.from_images",
+            "PACS: 7 classes in 4 styles; domain",
+            "pacs_efflite0_pca256.npz (features: x [N, D], y, domain, classes, domains, path), or pacs/pacs.parquet "
+            "(the pictures)",
+            _how("pacs"),
         ),
         "gas-drift": KnownSet(
             _gas_drift,

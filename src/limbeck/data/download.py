@@ -49,6 +49,12 @@ def _idx(folder: str, bases: Sequence[str], sums: Mapping[str, str]) -> tuple[Re
     )
 
 
+_CIFAR10 = RemoteFile(
+    "cifar-10-binary.tar.gz",
+    ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+    "md5:c32a1d4ab5d03f1284b67883e8d87530",
+)
+
 #: What `download` can fetch, by data set.
 SOURCES: Mapping[str, tuple[RemoteFile, ...]] = MappingProxyType(
     {
@@ -75,11 +81,23 @@ SOURCES: Mapping[str, tuple[RemoteFile, ...]] = MappingProxyType(
                 "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
             },
         ),
-        "cifar10": (
+        "cifar10": (_CIFAR10,),
+        # The commit in the address stands for the content.
+        "cifar10n": (
             RemoteFile(
-                "cifar-10-binary.tar.gz",
-                ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
-                "md5:c32a1d4ab5d03f1284b67883e8d87530",
+                "cifar10n/CIFAR-10_human.npy",
+                (
+                    "https://raw.githubusercontent.com/UCSC-REAL/cifar-10-100n/"
+                    "efd855a266504469bb065f6140cced96f2d7d7d1/data/CIFAR-10_human.npy",
+                ),
+            ),
+            _CIFAR10,
+        ),
+        # Its authors publish it by hand only; this copy is the one that Flower's federated data sets use.
+        "pacs": (
+            RemoteFile(
+                "pacs/pacs.parquet",
+                ("https://huggingface.co/datasets/flwrlabs/pacs/resolve/main/data/train-00000-of-00001.parquet",),
             ),
         ),
         "usps": (
@@ -141,10 +159,7 @@ def download(name: str, folder: str | Path | None = None, *, quiet: bool | None 
     """
     source = MADE_OF.get(name, name)
     if source not in SOURCES:
-        raise DataError(
-            f"{unknown_name('data set to download', name, [*SOURCES, *MADE_OF])}. Others come with Limbeck, or have no "
-            f"source that can be fetched and read without running code from it"
-        )
+        raise DataError(f"{unknown_name('data set to download', name, [*SOURCES, *MADE_OF])}. Others come with Limbeck")
     target = data_folder() if folder is None else Path(folder)
     return [fetch(file, target, quiet=quiet) for file in SOURCES[source]]
 
