@@ -66,7 +66,7 @@ def test_what_a_known_set_does_not_have_is_told(data: dict[str, Any], expected: 
 
 # Files ----------------------------------------------------------------------------------------------------------------
 
-SAID_BY_US = {"inject"}
+SAID_BY_US = {"inject", "merge"}
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,20 @@ def test_groups_may_be_made_over_what_an_injection_adds() -> None:
     train = data.train
     assert abs(np.mean(train.attributes["aligned"].codes) - 0.9) < 0.04
     assert abs(np.mean(data.test.attributes["aligned"].codes) - 0.1) < 0.06, "random at test"
+
+
+def test_values_are_merged_before_groups_are_used() -> None:
+    races = ["Amer-Indian-Eskimo", "Asian-Pac-Islander", "Black", "Other"]
+    said = {"name": "adult", "groups": ["label", "race"]}
+    data = build_data(config_of({**said, "merge": {"race": {"not White": races}}}))
+    assert data.groups is not None
+    assert set(data.groups.names) == {
+        f"income {income}, race={race}" for income in ("<=50K", ">50K") for race in ("White", "not White")
+    }
+    with pytest.raises(DataError, match="unknown value 'Blue'"):
+        build_data(config_of({**said, "merge": {"race": {"x": ["Blue"]}}}))
+    with pytest.raises(ConfigError, match="expected the old values by their new name"):
+        config_of({**said, "merge": {"race": ["Black"]}})
 
 
 def test_injections_come_in_the_order_they_are_written_and_leave_test_labels_alone() -> None:

@@ -398,3 +398,35 @@ def test_numbers_by_id_do_not_change_between_releases():
 def test_importing_data_does_not_import_torch():
     code = "import sys, limbeck.data, limbeck.groups; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- values of an attribute as one -------------------------------------------------------------------------------
+
+
+def test_values_of_an_attribute_are_merged_and_groups_follow():
+    data = make(groups=["label", "site"])
+    site = data.attributes["site"].strings()
+    merged = data.merge_values("site", {"not a": ["b", "c"]})
+    assert merged.attributes["site"].values == ("a", "not a")
+    np.testing.assert_array_equal(merged.attributes["site"].strings(), np.where(site == "a", "a", "not a"))
+    assert merged.num_groups == 4
+    assert merged.groups.columns == ("label", "site")
+    np.testing.assert_array_equal(merged.split, data.split)
+    assert data.attributes["site"].values == ("a", "b", "c"), "the data it was made from stay as they were"
+    missing = make(attributes={"site": np.array(["a", "b", None])[np.arange(60) % 3]}).merge_values(
+        "site", {"x": ["b"]}
+    )
+    assert missing.attributes["site"].missing == 20
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values", "message"),
+    [
+        ("sight", {"x": ["a"]}, "unknown attribute 'sight'.*site"),
+        ("site", {"x": ["a", "d"]}, "attribute 'site': unknown value 'd'"),
+        ("site", {"x": ["a"], "y": ["a"]}, "'a' is merged twice"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(attribute, values, message):
+    with pytest.raises(DataError, match=message):
+        make().merge_values(attribute, values)

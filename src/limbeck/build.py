@@ -48,6 +48,8 @@ def build_data(config: PilotConfig | DataSection) -> Data:
     # Injections may need groups (noise by group) or make the attribute that groups are declared over (a shortcut).
     before = tuple(column for column in groups if column not in created)
     data = _load(section, before or None)
+    for attribute, values in section.merge.items():
+        data = data.merge_values(attribute, values)
     for index, injection in enumerate(section.inject):
         data = _inject(data, injection, f"data.inject[{index}]")
         if data.groups is None or len(data.groups.columns) < len(groups):

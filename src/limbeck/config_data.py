@@ -126,10 +126,24 @@ Normalise = Annotated[tuple[tuple[float, ...], tuple[float, ...]], PlainValidato
 """Means and deviations of the channels."""
 
 
+def _merged(value: object) -> dict[str, dict[str, tuple[str | int, ...]]]:
+    if not isinstance(value, Mapping) or not all(isinstance(new, Mapping) and new for new in value.values()):
+        raise problem(
+            f"found {described(value)}, expected the old values by their new name for each attribute: "
+            "{race: {not White: [Black, Other]}}"
+        )
+    return {str(name): {str(new): _values(old) for new, old in values.items()} for name, values in value.items()}
+
+
+Merged = Annotated[dict[str, dict[str, tuple[str | int, ...]]], PlainValidator(_merged)]
+"""Old values by new value by attribute."""
+
+
 class DataSection(Section):
     """What every kind of data may say.
 
     Attributes:
+        merge: values of attributes to treat as one, where each alone has too few samples to be judged.
         groups: the attributes whose product makes the groups; `label` stands for the class.
         seed: of the split.
         inject: known faults to put into the training part, in this order.
@@ -137,12 +151,14 @@ class DataSection(Section):
 
     groups: Texts | None = None
     seed: Natural = 0
+    merge: Merged = Field(default_factory=dict)
     inject: Annotated[tuple[Injection, ...], FromList] = ()
 
     @property
     def said(self) -> dict[str, Any]:
-        """The keys that were written, the injections aside."""
-        return {key: getattr(self, key) for key in type(self).model_fields if key in self.model_fields_set - {"inject"}}
+        """The keys that were written, but for what is done to the data afterwards."""
+        written = self.model_fields_set - {"inject", "merge"}
+        return {key: getattr(self, key) for key in type(self).model_fields if key in written}
 
 
 class NamedData(DataSection):

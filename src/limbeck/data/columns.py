@@ -66,6 +66,27 @@ class Column:
         """The same column at some rows; the values stay those of the whole."""
         return Column(self.values, self.codes[rows])
 
+    def merged(self, values: Mapping[str, Sequence[object]], name: str = "attribute") -> Column:
+        """Several values as one, such as {"not White": ["Black", "Other"]}; values that are not named stay.
+
+        A new value stands where the first of its old ones stood.
+
+        Raises:
+            DataError: a value that the column does not have, or that is named twice.
+        """
+        new_of: dict[str, str] = {}
+        for new, old in values.items():
+            for value in map(str, old):
+                if value not in self.values:
+                    raise DataError(f"attribute {name!r}: {unknown_name('value', value, self.values)}")
+                if value in new_of:
+                    raise DataError(f"attribute {name!r}: the value {value!r} is merged twice: name it once")
+                new_of[value] = new
+        renamed = [new_of.get(value, value) for value in self.values]
+        kept = tuple(dict.fromkeys(renamed))
+        place = np.array([*(kept.index(value) for value in renamed), -1], np.int64)
+        return Column(kept, place[self.codes])
+
     def strings(self, missing: str = "") -> NDArray[np.str_]:
         """The values as text [N], `missing` where there is none."""
         return np.array([*self.values, missing], dtype=str)[self.codes]

@@ -302,6 +302,21 @@ class Data:
         new._warn()
         return new
 
+    def merge_values(self, attribute: str, values: Mapping[str, Sequence[object]]) -> Data:
+        """The same samples with several values of an attribute as one, for groups that are large enough to judge.
+
+        Args:
+            attribute: the name of an attribute; where it is also a feature, the feature stays as it is.
+            values: the old values by their new name, such as {"not White": ["Black", "Other"]}.
+
+        Raises:
+            DataError: an unknown attribute or value.
+        """
+        if attribute not in self.attributes:
+            raise DataError(unknown_name("attribute", attribute, self.attributes))
+        merged = self.attributes[attribute].merged(values, attribute)
+        return self.replace(attributes={**self.attributes, attribute: merged})
+
     def replace(self, **changes: Any) -> Data:
         """A checked copy with some of the arguments of `Data` changed; the split stays unless it is given.
 

@@ -102,8 +102,8 @@ def by_row(
         Losses `[B]`, float32 (float64 for a float64 student).
     """
     wanted = torch.is_grad_enabled() and student.requires_grad
-    detached = (row.detach() for row in rows)
-    result: Tensor = _ByRow.apply(student, kernel, plain, constants, wanted, *detached)  # type: ignore[no-untyped-call]
+    fixed_rows = (row.detach() if row.requires_grad else row for row in rows)
+    result: Tensor = _ByRow.apply(student, kernel, plain, constants, wanted, *fixed_rows)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -169,19 +169,27 @@ def _divergence_kernel(
     factor: float,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    log_student = torch.log_softmax(student / student_temperature, 1)
-    log_teacher = torch.log_softmax(teacher.to(student.dtype) / teacher_temperature, 1).clamp_(min=LOWEST)
-    losses, gradient = relative(log_student, log_teacher, factor / student_temperature, wanted)
-    return losses.mul_(factor), gradient
+    log_student, p_student = softmax_(student / student_temperature)
+    log_teacher, p_teacher = softmax_(teacher.to(student.dtype) / teacher_temperature)
+    losses = relative(log_student, log_teacher.clamp_(min=LOWEST), p_teacher).mul_(factor)
+    return losses, p_student.sub_(p_teacher).mul_(factor / student_temperature) if wanted else None
 
 
-def relative(
-    log_student: Tensor, log_teacher: Tensor, scale: Tensor | float, wanted: bool
-) -> tuple[Tensor, Tensor | None]:
-    """KL `[b]` of two tables of log-probabilities without -inf, and scale·(p^S - p^T). Overwrites both tables."""
-    p_teacher = log_teacher.exp()
-    losses = log_teacher.sub_(log_student).mul_(p_teacher).sum(1).clamp_(min=0)  # rounding alone could bring it below
-    return losses, log_student.exp_().sub_(p_teacher).mul_(scale) if wanted else None
+def relative(log_student: Tensor, log_teacher: Tensor, p_teacher: Tensor) -> Tensor:
+    """KL `[b]` of two tables of log-probabilities without -inf. Overwrites the teacher's."""
+    return log_teacher.sub_(log_student).mul_(p_teacher).sum(1).clamp_(min=0)  # rounding alone could bring it below
+
+
+def softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and p `[b, C]` of logits. May overwrite them."""
+    if not 6 <= logits.shape[1] < 16:
+        logs = torch.log_softmax(logits, 1)
+        return logs, logs.exp()
+    # Rows shorter than a vector register are handled class by class inside torch: whole-table operations are faster.
+    logits.sub_(logits.amax(1, keepdim=True))
+    p = logits.exp()
+    total = p.sum(1, keepdim=True)
+    return logits.sub_(total.log()), p.div_(total)
 
 
 def _divergence(

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.terms._numerics import LOWEST, by_row, check, column, positive, relative
+from limbeck.terms._numerics import LOWEST, by_row, check, column, positive, relative, softmax_
 
 
 def sample_confidence(
@@ -256,10 +256,11 @@ def _relations_kernel(
 ) -> tuple[Tensor, Tensor | None]:
     teacher = teacher.to(student.dtype).clamp(min=LOWEST)
     kept, some = _kept(teacher, label, refined)
-    log_student, log_teacher = (
-        torch.log_softmax((logits / temperature).add_(kept), 1).clamp_(min=LOWEST) for logits in (student, teacher)
+    (log_student, p_student), (log_teacher, p_teacher) = (
+        softmax_((logits / temperature).add_(kept)) for logits in (student, teacher)
     )
-    losses, gradient = relative(log_student, log_teacher, some / temperature, wanted)
+    losses = relative(log_student.clamp_(min=LOWEST), log_teacher.clamp_(min=LOWEST), p_teacher)
+    gradient = p_student.sub_(p_teacher).mul_(some / temperature) if wanted else None
     return losses.mul_(some.squeeze(1)), gradient
 
 
