@@ -71,13 +71,29 @@ REPAIRS = ("la", "lr", "rc")
 RECIPES: dict[str, Record] = {name: {"recipe": name} for name in (*CLAIMS, *REPAIRS)}
 LIGHT: dict[str, Record] = {f"{name} β=1": {"recipe": name, "beta": 1.0} for name in ("dkd", "rld")}
 """Another balance between what both methods do with the label's class and with the rest."""
+
+
+def settings_of(name: str, **variants: Record) -> dict[str, Record]:
+    """Settings of a recipe beside its default, by what the tables call them."""
+    return {f"{name} {key}": {"recipe": name, **options} for key, options in variants.items()}
+
+
+COOL, HALF = {"temperature": 1.0}, {"alpha": 0.5}
 TUNED: dict[str, dict[str, Record]] = {
-    "kd": {"kd τ=1": {"recipe": "kd", "temperature": 1.0}, "kd α=.5": {"recipe": "kd", "alpha": 0.5}},
-    "dkd": {"dkd β=1": LIGHT["dkd β=1"], "dkd β=4": {"recipe": "dkd", "beta": 4.0}},
-    "rld": {"rld β=1": LIGHT["rld β=1"], "rld β=4": {"recipe": "rld", "beta": 4.0}},
-    "btkd": {"btkd τ=1": {"recipe": "btkd", "temperature": 1.0}, "btkd λ=.1": {"recipe": "btkd", "alpha": 0.1}},
+    "erm": settings_of("erm", **{f"η={rate:g}": {"learning_rate": rate} for rate in (0.005, 0.01, 0.04)}),
+    **{name: settings_of(name, **{"τ=1": COOL, "α=.5": HALF, "τ=1 α=.5": COOL | HALF}) for name in ("kd", "rc")},
+    **{
+        name: settings_of(name, **{"β=1": {"beta": 1.0}, "β=4": {"beta": 4.0}, "β=1 τ=1": {"beta": 1.0} | COOL})
+        for name in ("dkd", "rld")
+    },
+    **{
+        name: settings_of(name, **{"τ=1": COOL, "λ=.1": {"alpha": 0.1}, "λ=.9": {"alpha": 0.9}})
+        for name in ("btkd", "btkd_elimination")
+    },
+    "la": settings_of("la", **{f"τ={value:g}": {"temperature": value} for value in (1.0, 2.0, 8.0)}),
+    "lr": settings_of("lr", **{"τ=4": {"temperature": 4.0}, "η=.5": {"eta": 0.5}, "w=.3": {"weight": 0.3}}),
 }
-TUNED_TEACHERS = ("resnet20", "resnet20-blurred")
+"""Three settings beside the default for each. Plain training has no number of its own: its learning rate takes it."""
 
 
 # Data and teachers ----------------------------------------------------------------------------------------------------
@@ -173,11 +189,12 @@ def run(data: lb.Data, recipe: Record, logits: np.ndarray[Any, Any] | None, sett
     if logits is not None:
         teacher = TableTeacher({"id": data.ids, "logits": logits}, "logits", classes=data.classes)
     training = {key: settings[key] for key in ("epochs", "batch_size", "learning_rate")}
+    training |= {key: value for key, value in recipe.items() if key in training}
     fitted = lb.fit(
         make_student,
         data,
         teacher=teacher,
-        recipe=recipe,
+        recipe={key: value for key, value in recipe.items() if key not in training},
         seed=seed,
         selection="average",
         precision=PRECISION,
@@ -214,11 +231,14 @@ def cells(teachers: Sequence[str], tune: bool) -> Iterator[tuple[str | None, str
                 yield teacher, name, recipe
     if not tune:
         return
-    for teacher in (name for name in TUNED_TEACHERS if name in teachers):
-        for variants in TUNED.values():
-            for name, recipe in variants.items():
-                yield teacher, name, recipe
+    if "resnet20" in teachers:
+        for name, recipe in TUNED["erm"].items():
+            yield None, name, recipe
     for teacher in teachers:
+        for method, variants in TUNED.items():
+            if method != "erm":
+                for name, recipe in variants.items():
+                    yield teacher, name, recipe
         yield teacher, "rld standardised", {"recipe": "rld", "standardise": True}
 
 
@@ -242,7 +262,14 @@ def opened(path: Path, settings: Record) -> Iterator[Record]:
 
 
 def measure(
-    seeds: Sequence[int], teachers: Sequence[str], settings: Record, prefix: Path, cache: Path, tune: bool
+    seeds: Sequence[int],
+    teachers: Sequence[str],
+    settings: Record,
+    prefix: Path,
+    cache: Path,
+    *,
+    tune: bool,
+    only: Sequence[str] | None,
 ) -> None:
     full = load(settings)
     data = halved(full)
@@ -251,6 +278,8 @@ def measure(
     for seed in seeds:
         path = Path(f"{prefix}_seed{seed}.json")
         for teacher, name, recipe in cells(teachers, tune):
+            if only is not None and name not in only:
+                continue
             with opened(path, settings) as content:
                 content["seed"] = seed
                 done = {(entry["teacher"], entry["recipe"]) for entry in content["runs"]}
@@ -291,7 +320,7 @@ class Results:
 
     def values(self, teacher: str | None, recipe: str, key: str = "test") -> dict[int, float]:
         """By seed."""
-        where = None if recipe == "erm" else teacher
+        where = None if recipe.partition(" ")[0] == "erm" else teacher
         found = {seed: self.runs.get((where, recipe, seed)) for seed in self.seeds}
         return {seed: entry[key] for seed, entry in found.items() if entry is not None and key in entry}
 
@@ -409,41 +438,83 @@ def mistakes_table(results: Results, recipes: Sequence[str]) -> str:
     return grid(results, recipes, cell)
 
 
-def passing_table(results: Results, recipes: Sequence[str]) -> str:
+def chosen(results: Results, teacher: str, method: str) -> str | None:
+    """The setting of a method with the best mean validation accuracy; None before all settings are finished."""
+    names = [method, *TUNED[method]]
+    found = {name: results.values(teacher, name, "validation") for name in names}
+    if any(len(values) < len(results.seeds) for values in found.values()):
+        return None
+    return max(names, key=lambda name: statistics.mean(found[name].values()))
+
+
+def passing_table(results: Results) -> str:
     rows = []
     for teacher, described in results.teachers.items():
         own = described["test_accuracy"]
-        finished = [name for name in recipes if results.values(teacher, name)]
-        best = max(finished, key=lambda name: statistics.mean(results.values(teacher, name, "validation").values()))
+        settings = {method: chosen(results, teacher, method) for method in TUNED}
+        names = ["erm", settings["erm"], "btkd", settings["btkd"]]
+        distilled = [name for method, name in settings.items() if name is not None and method != "erm"]
+        if distilled:
+            scores = {name: statistics.mean(results.values(teacher, name, "validation").values()) for name in distilled}
+            names.append(max(scores, key=lambda name: scores[name]))
         row = [short(teacher, results), f"{100 * own:.1f}"]
-        for name in ("erm", "btkd", best):
-            found = list(results.values(teacher, name).values())
+        for name in names:
+            found = list(results.values(teacher, name).values()) if name is not None else []
             above = sum(value > own for value in found)
-            row.append(f"{name + ': ' if name == best else ''}{percent(found)} (passes {above}/{len(found)})")
+            row.append(f"{name}: {percent(found)} (passes {above}/{len(found)})" if found else "–")
         rows.append(row)
-    return markdown(["teacher", "its test accuracy", "erm", "btkd", "best recipe on validation"], rows)
+    header = [
+        *("teacher", "its test accuracy", "plain", "plain, tuned", "BTKD", "BTKD, tuned"),
+        "best distilled of all settings",
+    ]
+    return markdown(header, rows)
+
+
+def chosen_table(results: Results) -> str:
+    """Each method at the setting that validation chose, and its lead over plain training at its own."""
+    rows = []
+    for method in TUNED:
+        row = [method]
+        for teacher in results.teachers:
+            name, plain = chosen(results, teacher, method), chosen(results, teacher, "erm")
+            if name is None or plain is None:
+                row.append("–")
+                continue
+            setting = name.removeprefix(method).strip() or "default"
+            text = f"{setting}: {percent(list(results.values(teacher, name).values()))}"
+            row.append(text if method == "erm" else f"{text}; {points(results.difference(teacher, name, plain))}")
+        rows.append(row)
+    return markdown(["method", *(short(teacher, results) for teacher in results.teachers)], rows)
+
+
+def chosen_lead_table(results: Results) -> str:
+    """Leads between methods of which each has the setting that validation chose."""
+    rows = []
+    for ours, theirs in (
+        *(("rld", "dkd"), ("rld", "kd"), ("btkd", "kd"), ("btkd", "btkd_elimination")),
+        *(("btkd_elimination", "lr"), ("la", "kd"), ("rc", "kd")),
+    ):
+        row = [f"{ours} − {theirs}"]
+        for teacher in results.teachers:
+            first, second = chosen(results, teacher, ours), chosen(results, teacher, theirs)
+            row.append("–" if first is None or second is None else points(results.difference(teacher, first, second)))
+        rows.append(row)
+    return markdown(["lead", *(short(teacher, results) for teacher in results.teachers)], rows)
 
 
 def tuned_table(results: Results) -> str:
-    """Each method at its default and two more settings; the one with the best mean validation accuracy is marked."""
+    """Test (validation) accuracy of every setting; the one with the best mean validation accuracy is marked."""
     rows = []
-    for teacher in (name for name in TUNED_TEACHERS if name in results.teachers):
-        for method, variants in TUNED.items():
-            names = [name for name in (method, *variants) if results.values(teacher, name)]
-            if len(names) <= len(variants):
-                continue
-            shared = set.intersection(*(set(results.values(teacher, name)) for name in names))
-            mean = {
-                name: statistics.mean(results.values(teacher, name, "validation")[seed] for seed in shared)
-                for name in names
-            }
-            best = max(mean, key=lambda name: mean[name])
-            for name in names:
-                test = [results.values(teacher, name)[seed] for seed in sorted(shared)]
-                mark = f"**{name}**" if name == best else name
-                validation = [results.values(teacher, name, "validation")[seed] for seed in sorted(shared)]
-                rows.append([teacher, mark, percent(validation), percent(test)])
-    return markdown(["teacher", "setting", "validation", "test"], rows) if rows else ""
+    for method, variants in TUNED.items():
+        for name in (method, *variants):
+            row = [name]
+            for teacher in results.teachers:
+                test = list(results.values(teacher, name).values())
+                validation = list(results.values(teacher, name, "validation").values())
+                text = f"{percent(test)} ({100 * statistics.mean(validation):.1f})" if test else "–"
+                row.append(f"**{text}**" if name == chosen(results, teacher, method) else text)
+            rows.append(row)
+    return markdown(["setting", *(short(teacher, results) for teacher in results.teachers)], rows)
 
 
 def tables(results: Results) -> str:
@@ -471,26 +542,35 @@ def tables(results: Results) -> str:
         "### Leads and the teacher's accuracy\n\nPoints of test accuracy, paired by seed. The last column: a "
         "line of least squares through the teachers, per seed; mean ± standard deviation.\n\n" + lead_table(results)
     )
-    parts.append("### Does a student pass its teacher?\n\n" + passing_table(results, recipes))
     parts.append(
         "### Where the teacher is wrong\n\nOf the test images that the teacher gets wrong: % that the student gets "
         "right / % where it gives the teacher's wrong answer.\n\n" + mistakes_table(results, recipes)
     )
-    if tuned := tuned_table(results):
-        parts.append(
-            "### Tuning\n\nThe same three settings' budget for each method; bold: best mean validation accuracy.\n\n"
-            + tuned
-        )
+    parts.append(
+        "### Tuned: each method at the best of its four settings\n\nChosen per teacher by mean validation accuracy "
+        "over the seeds: setting, test accuracy in %; lead over plain training at its own best setting, points, paired "
+        "by seed (seeds above 0).\n\n" + chosen_table(results)
+    )
+    parts.append(
+        "### Leads between tuned methods\n\nPoints of test accuracy, paired by seed.\n\n" + chosen_lead_table(results)
+    )
+    parts.append("### Does a student pass its teacher?\n\n" + passing_table(results))
+    parts.append(
+        "### Tuning\n\nFour settings of each method: test accuracy (mean validation accuracy), %; bold: best on "
+        "validation. η of plain training is the learning rate, in lr it is LR's own.\n\n" + tuned_table(results)
+    )
     return "\n\n".join(parts) + "\n"
 
 
 def longer_table(results: Results) -> str:
     """The same runs with more epochs: what is a matter of budget and what is not."""
     names = {recipe for _, recipe, _ in results.runs}
-    recipes = [name for name in (*RECIPES, *LIGHT) if name in names]
+    settings = [name for method in TUNED for name in (method, *TUNED[method]) if name in names and name != "erm"]
     return (
         f"### Longer training: {results.settings['epochs']} epochs\n\nTest accuracy, %; in brackets the number of "
-        f"seeds where fewer than three.\n\n{accuracy_table(results, recipes)}\n"
+        f"seeds where fewer than three.\n\n{accuracy_table(results, settings)}\n\n"
+        "Difference to plain training of the same length, points, paired by seed (seeds above 0).\n\n"
+        f"{difference_table(results, settings, 'erm')}\n"
     )
 
 
@@ -512,6 +592,7 @@ def main() -> None:
     parser.add_argument(
         "--tune", action="store_true", help="after the grid: further hyper-parameters, RLD standardised"
     )
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="only these rows of the tables, such as 'kd τ=1'")
     parser.add_argument("--table", action="store_true", help="only print the tables of the finished runs")
     parser.add_argument("--docs", type=Path, help="with --table: put them between the markers of this document")
     parser.add_argument("--output", type=Path, help="prefix of the result files")
@@ -526,7 +607,15 @@ def main() -> None:
             raise SystemExit("set LIMBECK_DATA to the folder with CIFAR-10 and the pre-trained ResNets")
         settings = dict(QUICK if arguments.quick else FULL)
         settings["epochs"] = arguments.epochs or settings["epochs"]
-        measure(arguments.seeds, arguments.teachers, settings, prefix, arguments.cache, arguments.tune)
+        measure(
+            arguments.seeds,
+            arguments.teachers,
+            settings,
+            prefix,
+            arguments.cache,
+            tune=arguments.tune,
+            only=arguments.only,
+        )
     text = tables(Results(prefix))
     longer = prefix.with_name(f"{prefix.name}_long")
     if list(longer.parent.glob(f"{longer.name}_seed*.json")):
