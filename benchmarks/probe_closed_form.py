@@ -3,11 +3,12 @@
     LIMBECK_DATA=... python benchmarks/probe_closed_form.py
 
 Real features (PACS: i.i.d. split; BAR: the background-conflicting test set), clean labels and symmetric label noise in
-training and validation. Each method chooses its weight decay, and the closed form its round, on validation; then both
-are timed in turns at that choice, from the raw features to predictions of the test set, and medians compared. Times are
-CPU seconds of one thread, so that neighbours on the machine do not count.
-scikit-learn is timed twice: five plain fits on the given labels (its best case), and, once, five true rounds, where the
-soft labels of a round are fed back as C weighted copies of every sample, the only way it can learn them.
+training and validation. Each side chooses its weight decay and whether to standardise on validation, and the closed
+form its round as well; then both are timed in turns at that choice, from the raw features to predictions of the test
+set, and medians compared. "choosing" is what the choice itself costs: one eigendecomposition serves the whole grid of
+the closed form. Times are CPU seconds of one thread, so that neighbours on the machine do not count.
+scikit-learn is timed by five plain fits on the given labels (its best case), and with --rounds by five true rounds,
+where the soft labels of a round are fed back as C weighted copies of every sample, the only way it can learn them.
 Then: how the closed form grows with N, D and C, and what memory it needs beside the features.
 """
 
@@ -26,12 +27,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from limbeck import probe
 
 Array = NDArray[Any]
 ROUNDS = 5
+GRID = 10.0 ** np.arange(-1.5, -5.1, -0.5)
 
 
 class Split(NamedTuple):
@@ -64,78 +68,130 @@ def load(folder: Path, name: str, noise: float, seed: int) -> Split:
     return Split(x[train], given[train], x[validation], given[validation], x[test], y[test], classes)
 
 
-def closed_form(data: Split, weight_decay: float, x: Array, solver: Any = "linear") -> Array:
+def closed_form(data: Split, weight_decay: float, x: Array, solver: Any = "linear", standardise: bool = False) -> Array:
     result = probe.self_distillation(
-        data.train, data.train_given, ROUNDS, weight_decay, solver, bias=True, predict=x, keep_predictions=False
+        data.train,
+        data.train_given,
+        ROUNDS,
+        weight_decay,
+        solver,
+        bias=True,
+        standardise=standardise,
+        predict=x,
+        keep_predictions=False,
     )
     assert result.predicted is not None
     return result.predicted.argmax(-1)
 
 
-def logistic(data: Split, weight_decay: float) -> LogisticRegression:
-    return LogisticRegression(C=1 / (len(data.train) * weight_decay), max_iter=300)
+def logistic(data: Split, weight_decay: float, standardise: bool = False) -> Any:
+    model = LogisticRegression(C=1 / (len(data.train) * weight_decay), max_iter=300)
+    return make_pipeline(StandardScaler(), model) if standardise else model
 
 
-def five_fits(data: Split, weight_decay: float) -> Array:
+def five_fits(data: Split, choice: Choice) -> Array:
     for _ in range(ROUNDS):
-        model = logistic(data, weight_decay).fit(data.train, data.train_given)
-    return model.predict(data.test)
+        model = logistic(data, choice.weight_decay, choice.standardise).fit(data.train, data.train_given)
+    return np.asarray(model.predict(data.test))
 
 
-def five_rounds(data: Split, weight_decay: float) -> Array:
+def five_rounds(data: Split, choice: Choice) -> Array:
     count, classes = len(data.train), data.classes
-    model = logistic(data, weight_decay).fit(data.train, data.train_given)
+    first = logistic(data, choice.weight_decay, choice.standardise).fit(data.train, data.train_given)
     copies, labels = np.tile(data.train, (classes, 1)), np.repeat(np.arange(classes), count)
+    soft = first.predict_proba(data.train)
     for _ in range(ROUNDS - 1):
-        soft = model.predict_proba(data.train).T.ravel()
-        model = logistic(data, weight_decay).fit(copies, labels, sample_weight=soft)
-    return model.predict(data.test)
+        model = logistic(data, choice.weight_decay, choice.standardise)
+        weights = {"logisticregression__sample_weight" if choice.standardise else "sample_weight": soft.T.ravel()}
+        soft = model.fit(copies, labels, **weights).predict_proba(data.train)
+    return np.asarray(model.predict(data.test))
 
 
-def choose(data: Split) -> tuple[float, int, float]:
-    """Weight decay and round of the closed form, weight decay of scikit-learn, by validation accuracy."""
-    grid = 10.0 ** np.arange(-1, -6.1, -1)
-    ours = [(closed_form(data, decay, data.validation) == data.validation_given).mean(1) for decay in grid]
-    best, rounds = np.unravel_index(np.argmax(ours), (len(grid), ROUNDS))
-    fits = [logistic(data, decay).fit(data.train, data.train_given) for decay in grid]
-    theirs = [fit.score(data.validation, data.validation_given) for fit in fits]
-    return float(grid[best]), int(rounds), float(grid[int(np.argmax(theirs))])
+class Choice(NamedTuple):
+    """Chosen on validation."""
+
+    weight_decay: float
+    standardise: bool
+    round: int
+    score: float
 
 
-def seconds(step: Callable[[], object]) -> float:
+def choose_ours(data: Split) -> Choice:
+    """Weight decay, standardisation and round of the closed form: one eigendecomposition serves the whole grid."""
+    found = []
+    for standardise in (False, True):
+        prepared = probe.Features(data.train, bias=True, standardise=standardise)
+        for decay in GRID:
+            run = probe.self_distillation(
+                prepared, data.train_given, ROUNDS, decay, predict=data.validation, keep_predictions=False
+            )
+            assert run.predicted is not None
+            right = (run.predicted.argmax(-1) == data.validation_given).mean(1)
+            found += [Choice(float(decay), standardise, index, float(share)) for index, share in enumerate(right)]
+    return max(found, key=lambda choice: choice.score)
+
+
+def choose_theirs(data: Split) -> Choice:
+    """Weight decay and standardisation of scikit-learn's logistic regression: one fit each."""
+    found = []
+    for standardise in (False, True):
+        for decay in GRID:
+            model = logistic(data, decay, standardise).fit(data.train, data.train_given)
+            found.append(Choice(float(decay), standardise, 0, model.score(data.validation, data.validation_given)))
+    return max(found, key=lambda choice: choice.score)
+
+
+def seconds(step: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
-    step()
-    return time.process_time() - start
+    result = step()
+    return time.process_time() - start, result
 
 
-def against_scikit_learn(folder: Path, repeats: int, seeds: int) -> None:
+def against_scikit_learn(folder: Path, repeats: int, seeds: int, rounds: bool) -> None:
     print(
-        f"closed form of {ROUNDS} rounds against scikit-learn: medians of {repeats} in turns, "
+        f"closed form of {ROUNDS} rounds against scikit-learn, each at what it chose on validation from {len(GRID)} "
+        f"weight decays × standardised or not\n(the closed form also its round): medians of {repeats} in turns, "
         f"accuracy over {seeds} seeds"
     )
-    head = f"{'':12s}{'closed form':>13s}{'5 fits':>10s}{'ratio':>8s}"
-    print(f"{head}{'5 rounds':>10s}{'ratio':>8s}   accuracy: closed form, scikit-learn")
+    print(
+        f"{'':12s}{'closed form':>12s}{'5 fits':>9s}{'ratio':>7s}{'5 rounds':>10s}{'ratio':>7s}"
+        f"{'choosing':>10s}{'theirs':>8s}{'ratio':>7s}   accuracy: closed form, scikit-learn, difference"
+    )
     for name in ("pacs", "bar"):
         for noise in (0.0, 0.3, 0.6):
-            accuracies = []
+            accuracies, choosing = [], []
             for seed in range(seeds):
                 data = load(folder, name, noise, seed)
-                decay, chosen, theirs = choose(data)
-                ours_right = closed_form(data, decay, data.test)[chosen] == data.test_true
-                model = logistic(data, theirs).fit(data.train, data.train_given)
-                accuracies.append((ours_right.mean(), model.score(data.test, data.test_true)))
+                time_ours, ours = seconds(lambda d=data: choose_ours(d))
+                time_theirs, theirs = seconds(lambda d=data: choose_theirs(d))
+                choosing.append((time_ours, time_theirs))
+                outcome = closed_form(data, ours.weight_decay, data.test, standardise=ours.standardise)[ours.round]
+                model = logistic(data, theirs.weight_decay, theirs.standardise).fit(data.train, data.train_given)
+                accuracies.append(((outcome == data.test_true).mean(), model.score(data.test, data.test_true)))
             times: dict[str, list[float]] = {"ours": [], "fits": [], "rounds": []}
             for repeat in range(repeats):
-                times["ours"].append(seconds(lambda d=data, w=decay: closed_form(d, w, d.test)))
-                times["fits"].append(seconds(lambda d=data, w=theirs: five_fits(d, w)))
-                if repeat == 0:
-                    times["rounds"].append(seconds(lambda d=data, w=theirs: five_rounds(d, w)))
-            medians = {key: statistics.median(values) for key, values in times.items()}
-            line = f"{name:5s} {noise:4.1f}  {medians['ours']:12.4f}s"
-            for key in ("fits", "rounds"):
-                line += f"{medians[key]:9.2f}s{medians[key] / medians['ours']:8.0f}"
+                times["ours"].append(
+                    seconds(lambda d=data, c=ours: closed_form(d, c.weight_decay, d.test, standardise=c.standardise))[0]
+                )
+                times["fits"].append(seconds(lambda d=data, c=theirs: five_fits(d, c))[0])
+                if repeat == 0 and rounds:
+                    times["rounds"].append(seconds(lambda d=data, c=theirs: five_rounds(d, c))[0])
+            medians = {key: statistics.median(values) for key, values in times.items() if values}
+            line = f"{name:5s} {noise:4.1f}  {medians['ours']:11.4f}s"
+            for key, width in (("fits", 8), ("rounds", 9)):
+                known = key in medians
+                line += (
+                    f"{medians[key]:{width}.2f}s{medians[key] / medians['ours']:7.0f}" if known else " " * (width + 8)
+                )
+            chosen = np.median(choosing, axis=0)
+            line += f"{chosen[0]:9.2f}s{chosen[1]:7.1f}s{chosen[1] / chosen[0]:7.0f}"
             mean, spread = np.mean(accuracies, axis=0), np.std(accuracies, axis=0)
-            print(f"{line}   {mean[0]:.3f} ± {spread[0]:.3f}, {mean[1]:.3f} ± {spread[1]:.3f}", flush=True)
+            gap = np.array([ours - theirs for ours, theirs in accuracies])
+            print(
+                f"{line}   {mean[0]:.3f} ± {spread[0]:.3f}, {mean[1]:.3f} ± {spread[1]:.3f}, "
+                f"{gap.mean():+.3f} ± {gap.std():.3f}",
+                flush=True,
+            )
 
 
 def measure(samples: int, width: int, classes: int) -> tuple[float, float]:
@@ -149,7 +205,7 @@ def measure(samples: int, width: int, classes: int) -> tuple[float, float]:
     def run() -> None:
         probe.self_distillation(x, y, ROUNDS, 1e-3, classes=classes, keep_predictions=False)
 
-    taken = seconds(run)
+    taken, _ = seconds(run)
     tracemalloc.start()
     run()
     peak = tracemalloc.get_traced_memory()[1]
@@ -184,8 +240,8 @@ def exact_rounds(folder: Path) -> None:
     )
     for decay in (1e-3, 1e-5):
         data = load(folder, "pacs", 0.3, 0)
-        exact = seconds(lambda d=data, w=decay: closed_form(d, w, d.test, "exact"))
-        fits = seconds(lambda d=data, w=decay: five_fits(d, w))
+        exact, _ = seconds(lambda d=data, w=decay: closed_form(d, w, d.test, "exact"))
+        fits, _ = seconds(lambda d=data, w=decay: five_fits(d, Choice(w, False, 0, 0.0)))
         print(f"  pacs 0.3, weight decay {decay:g}: exact {exact:.2f} s, five fits {fits:.2f} s", flush=True)
 
 
@@ -194,16 +250,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LIMBECK_DATA", "../shared/data")))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", action="store_true", help="also five true rounds by scikit-learn")
+    parser.add_argument("--parts", default="against,exact,growth")
     parser.add_argument("--million", action="store_true", help="also N = 1,000,000, D = 512 (2 GB of features)")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="sklearn")
     with threadpool_limits(1):
         if (options.data / "pacs_efflite0_pca256.npz").is_file():
-            against_scikit_learn(options.data, options.repeats, options.seeds)
-            exact_rounds(options.data)
+            if "against" in options.parts:
+                against_scikit_learn(options.data, options.repeats, options.seeds, options.rounds)
+            if "exact" in options.parts:
+                exact_rounds(options.data)
         else:
             print(f"no real features in {options.data} (set LIMBECK_DATA): only the growth is measured")
-        growth(options.million)
+        if "growth" in options.parts:
+            growth(options.million)
 
 
 if __name__ == "__main__":

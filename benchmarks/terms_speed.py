@@ -1,10 +1,12 @@
 """How long the terms take and how much memory they need, against the usual way of writing them.
 
     python benchmarks/terms_speed.py [--repeats 15] [--memory] [--output FILE.json]
+    python benchmarks/terms_speed.py --show FILE.json
 
 The usual way is what the papers' own code does: `log_softmax`, `softmax`, `kl_div`, boolean masks, and autograd for the
-rest. Each round runs both, one after the other, so that whatever else the machine does meets both; a row gives the
-median of the rounds' ratios and their quartiles. Memory is the peak of a process of its own, less what the inputs take.
+rest. BTKD is `rectified_bias`, half-way through training; PLL is `partial_label` with its two-hot targets. Each round
+runs both, one after the other, so that whatever else the machine does meets both; a row gives the median of the rounds'
+ratios and their quartiles. Memory is the peak of a process of its own, less what the inputs take.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,10 +63,33 @@ def usual_refined(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return TAU**2 * confidence + 8.0 * usual_masked(student, teacher, mask)
 
 
+def usual_rectified(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    p, first = F.softmax(teacher / TAU, dim=1), teacher.argmax(1)
+    wrong = first != labels
+    rows = torch.arange(len(labels))[wrong]
+    own, top = p[rows, labels[wrong]], p[rows, first[wrong]]
+    share = (own + top) / (own + top + 1)
+    repaired = p.clone()
+    repaired[rows, labels[wrong]] = (own + 1) * share
+    repaired[rows, first[wrong]] = top * share
+    losses = F.kl_div(F.log_softmax(student / TAU, dim=1), repaired, reduction="none").sum(1) * TAU**2
+    weight = torch.where(wrong, 0.5 / wrong.float().mean(), 0.5 / (~wrong).float().mean())
+    return losses * weight
+
+
+def usual_partial(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    candidates = F.softmax(teacher, dim=1).topk(2, dim=1).indices
+    targets = torch.zeros_like(teacher).scatter_(1, candidates, 0.5)
+    p = F.softmax(student, dim=1)
+    return (targets * (1 - (p + 1e-12) ** 0.7) / 0.7).sum(1)
+
+
 PAIRS: dict[str, tuple[Loss, Loss]] = {
     "kl_divergence": (usual_kl, lambda s, t, y: terms.kl_divergence(s, t)),
     "decoupled": (usual_decoupled, terms.decoupled),
     "refined_logits": (usual_refined, terms.refined_logits),
+    "rectified_bias": (usual_rectified, lambda s, t, y: terms.rectified_bias(s, t, y, 0.5)),
+    "partial_label": (usual_partial, lambda s, t, y: terms.partial_label(s, t)),
 }
 
 
@@ -124,6 +150,19 @@ def print_peak(name: str, which: str, samples: int, classes: int) -> None:
     print(peak_megabytes() - before)
 
 
+def show(rows: list[dict[str, Any]]) -> None:
+    """A table: the ratio of times with its quartiles, and the peaks where they were measured."""
+    print("| term | shape | usual, ms | ours, ms | usual over ours | quartiles | usual, MB | ours, MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        low, high = row["speedup_quartiles"]
+        peaks = f"{row['usual_mb']:.0f} | {row['ours_mb']:.0f}" if "usual_mb" in row else " | "
+        print(
+            f"| {row['term']} | {row['shape']} | {row['usual_ms']:.2f} | {row['ours_ms']:.2f} | {row['speedup']:.2f} | "
+            f"{low:.2f} to {high:.2f} | {peaks} |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15, help="rounds per row; a tenth of it for the largest shape")
@@ -132,7 +171,11 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--show", type=Path, help="print the table of such a file, and measure nothing")
     arguments = parser.parse_args()
+    if arguments.show:
+        show(json.loads(arguments.show.read_text(encoding="utf-8"))["rows"])
+        return
     torch.set_num_threads(1)
     if arguments.peak:
         name, which, samples, classes = arguments.peak

@@ -476,13 +476,14 @@ def test_an_image_that_promises_too_many_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (gzip.compress(struct.pack(">4B2I", 0, 0, 8, 2, 4, 4) + b"x" * 10), "promises"),
-        (gzip.compress(struct.pack(">4B4I", 0, 0, 8, 4, *[2**31] * 4)), "promises"),
-        (gzip.compress(b"\x00\x00\x0d\x01" + b"x" * 40), "not an IDX file"),
-        (gzip.compress(struct.pack(">4B2I", 0, 0, 8, 2, 4, 4) + bytes(range(16)))[:-12], "damaged"),
+        (gzip.compress(struct.pack(">4B2I", 0, 0, 8, 2, 4, 4) + b"x" * 10, mtime=0), "promises"),
+        (gzip.compress(struct.pack(">4B4I", 0, 0, 8, 4, *[2**31] * 4), mtime=0), "promises"),
+        (gzip.compress(b"\x00\x00\x0d\x01" + b"x" * 40, mtime=0), "not an IDX file"),
+        (gzip.compress(struct.pack(">4B2I", 0, 0, 8, 2, 4, 4) + bytes(range(16)), mtime=0)[:-12], "damaged"),
         (b"plain", "damaged"),
         (b"", "not an IDX file"),
     ],
+    ids=["too few bytes", "too many promised", "another kind", "cut", "not compressed", "empty"],
 )
 def test_bad_idx_files(tmp_path, content, reason):
     path = tmp_path / "train.gz"

@@ -61,12 +61,20 @@ def test_importing_the_library_imports_nothing_heavy() -> None:
 
 
 FLAGS = {
-    "pilot": {"--output", "--models", "--resume", "--fresh", "--seeds", "--quiet", "--dry-run", "--open", "--debug"},
+    "pilot": {
+        *("--output", "--models", "--resume", "--fresh", "--seeds", "--quiet", "--dry-run", "--open", "--debug"),
+        *("--workers", "--backend", "--address", "--metrics"),
+    },
+    "probe": {"--output", "--models", "--resume", "--fresh", "--seeds", "--quiet", "--open", "--debug"},
+    "cost": {"--models", "--json", "--debug"},
+    "ledger": set(),
     "estimate": {"--models", "--json", "--debug"},
+    "audit": {"--teacher", "--protect", "--models", "--seed", "--json", "--debug"},
     "features": {"--model", "--weights", "--models", "--layer", "--batch-size", "--output", "--debug"},
     "evaluate": {"--models", "--part", "--json", "--debug"},
     "recipes": {"--json", "--debug"},
     "init": {"--output", "--label", "--force", "--debug"},
+    "discover": {"--method", "--seed", "--output", "--json", "--debug"},
     "download": {"--folder", "--debug"},
     "version": {"--debug"},
 }
@@ -177,9 +185,23 @@ def test_pilot_passes_on_what_it_is_told(config: Path, calls: list[tuple[Any, di
     settings, options = calls[0]
     assert settings == load_config(config).model_copy(update={"seeds": (4,)})
     assert type(options.pop("progress")).__name__ == "Quiet"
-    assert options == {"output": tmp_path / "out", "models": tmp_path / "m.py", "resume": False}
+    told = {"output": tmp_path / "out", "models": tmp_path / "m.py", "resume": False}
+    assert options == {**told, "workers": None, "cluster": None}
     assert result.stdout.splitlines()[0] == "Distillation beat the plain student.", "the verdict comes first"
     assert result.stdout.splitlines()[-1] == f"report: {tmp_path / 'report.html'}", "the path of the report comes last"
+
+
+def test_pilot_says_where_its_cells_run(config: Path, calls: list[tuple[Any, dict[str, Any]]]) -> None:
+    for arguments, workers, cluster in (
+        (["--workers", 3], 3, None),
+        (["--backend", "ray"], None, "local"),
+        (["--backend", "ray", "--address", "host:6379"], None, "host:6379"),
+    ):
+        assert run("pilot", config, *arguments).exit_code == 0
+        assert (calls[-1][1]["workers"], calls[-1][1]["cluster"]) == (workers, cluster)
+    refused = run("pilot", config, "--address", "host:6379")
+    assert refused.exit_code == 2
+    assert "add --backend ray" in refused.stderr
 
 
 def test_pilot_without_options_resumes(config: Path, calls: list[tuple[Any, dict[str, Any]]]) -> None:

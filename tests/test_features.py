@@ -240,7 +240,7 @@ def test_the_command_writes_data_for_a_pilot(tmp_path: Path, data: lb.Data) -> N
     assert "90 samples of 6 features" in done.output
     section = yaml.safe_load(done.output.splitlines()[-1].removeprefix("in a configuration: "))
     again = {**config, **section, "student": "linear"}
-    result = run_pilot(config_from_dict(again, folder=tmp_path))
+    result = run_pilot(config_from_dict(again, folder=tmp_path), output=tmp_path / "again")
     assert result.to_dict()["data"]["groups"] == ["site=Aachen", "site=Wörth"]
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"

@@ -638,3 +638,10 @@ def test_bad_input_is_one_clear_error_before_training(
 def test_a_loss_that_is_no_number_stops_the_run(data: lb.Data) -> None:
     with pytest.raises(LimbeckError, match=r"training loss is .* in epoch 1.*learning rate"):
         lb.fit(network(), data, epochs=2, learning_rate=1e30, optimiser="sgd")
+
+
+def test_a_student_that_is_all_last_layer_has_nothing_to_train_under_a_transplanted_one() -> None:
+    data = lb.load("digits")
+    teacher = lb.fit(nn.Linear(64, 10), data, epochs=1)
+    with pytest.raises(lb.LimbeckError, match=r"simkd, student: nothing is left to train.*projector"):
+        lb.fit(nn.Linear(64, 10), data, teacher=teacher, recipe="simkd", epochs=1)

@@ -22,7 +22,7 @@ import limbeck as lb
 from limbeck.config import config_from_dict
 from limbeck.errors import ConfigError, LimbeckError, RecipeError, TeacherError
 from limbeck.pilots import run_pilot
-from limbeck.pilots.result import comparisons, verdict
+from limbeck.pilots.result import comparisons, validation_mean, verdict
 
 CONFIG: dict[str, Any] = {
     "name": "small",
@@ -412,3 +412,12 @@ def test_a_users_own_term_weighting_and_recipe_in_a_pilot_from_the_command_line(
     assert own["recipe"]["weighting"] == {"name": "mine.Hardest", "smoothing": 0.8}
     blend = next(row for row in result["models"] if row["key"] == "own-recipe")
     assert [term["weight"] for term in blend["recipe"]["terms"]] == [0.8, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("average", 0.7), ("worst_group", 0.5), ("last", 0.7), ("worst_class", 0.5), ("class_gap", -0.4)],
+)
+def test_models_are_compared_by_what_the_rule_looks_at(metric: str, expected: float) -> None:
+    measured = {"average": 0.7, "worst_group": 0.5, "confusion": [[9, 1, 0], [5, 5, 0], [0, 0, 0]]}
+    assert validation_mean({"runs": [{"validation": measured}]}, metric) == pytest.approx(expected)

@@ -89,6 +89,18 @@ def read_at_random(path: str, seed: str) -> None:
     print(json.dumps(found.double().sum(0).tolist()))
 
 
+def write_together(path: str, pause: str) -> None:
+    asked: list[int] = []
+
+    class Counted(ModuleTeacher):
+        def outputs(self, x: Any, ids: Tensor, want: Sequence[str]) -> dict[str, Tensor]:
+            asked.append(len(ids))
+            return super().outputs(x, ids, want)
+
+    store = Store.write(path, Counted(Net(pause=float(pause))), make_data(), **SETTINGS)
+    print(json.dumps({"asked": sum(asked), "sum": store.gather(np.arange(400))["logits"].double().sum().item()}))
+
+
 def stream(folder: str, count: str, dtype: str) -> None:
     data = Data(Lazy(int(count)), np.arange(int(count)) % 1000, fractions=(1.0, 0.0, 0.0))
     # A small store first, so that what every library takes once is not counted.
@@ -103,8 +115,8 @@ def stream(folder: str, count: str, dtype: str) -> None:
     print(json.dumps([(store.path / "outputs.safetensors").stat().st_size, growth * 1024]))
 
 
-def start(job: str, *arguments: object) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(job: str, *arguments: object, **variables: object) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}}
     command = [sys.executable, __file__, job, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -143,6 +155,56 @@ def test_a_writer_killed_in_the_middle_goes_on_to_the_same_bytes(tmp_path: Path)
     resumed.verify()
 
 
+@pytest.mark.parametrize("launcher", ["torchrun", "by hand"])
+def test_several_processes_write_one_store_by_shards(launcher: str, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    if launcher == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29541"]
+        together = [
+            *command,
+            "--log-dir",
+            str(tmp_path / "logs"),
+            "-r",
+            "3",
+            __file__,
+            "write_together",
+            str(path),
+            "0",
+        ]
+        subprocess.run(together, check=True, capture_output=True, timeout=120)
+        found = [json.loads(file.read_text()) for file in sorted((tmp_path / "logs").rglob("stdout.log"))]
+    else:
+        processes = [
+            start("write_together", path, pause, RANK=rank, WORLD_SIZE=2) for rank, pause in ((0, 0), (1, 0.02))
+        ]
+        found = [result(process) for process in processes]
+    straight = Store.write(tmp_path / "straight", ModuleTeacher(Net()), make_data(), **SETTINGS)
+    assert tree(path) == tree(straight.path)
+    assert not path.with_name("store.partial").exists()
+    assert len(found) == 2
+    assert found[0]["sum"] == found[1]["sum"]
+    # Beside its own shards each asks for the checks: fewer than two whole passes together.
+    assert sum(one["asked"] for one in found) < 2 * 400
+
+
+def test_a_process_that_comes_when_the_store_is_whole_opens_it(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    Store.write(path, ModuleTeacher(Net()), make_data(), **SETTINGS)
+    assert result(start("write_together", path, 0, RANK=1, WORLD_SIZE=2))["asked"] < 400
+
+
+def test_waiting_for_a_process_that_stopped_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.teachers.writing.PATIENCE", 0.2)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(StoreError, match=r"another process stopped writing .*without a finished shard"):
+        Store.write(tmp_path / "store", ModuleTeacher(Net()), make_data(), **SETTINGS)
+    with pytest.raises(StoreError, match="resume=False would delete what other processes write"):
+        Store.write(tmp_path / "store", ModuleTeacher(Net()), make_data(), resume=False, **SETTINGS)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert len(Store.write(tmp_path / "store", ModuleTeacher(Net()), make_data(), **SETTINGS)) == 400
+
+
 def test_readers_at_the_same_time_read_the_same(tmp_path: Path) -> None:
     store = Store.write(tmp_path / "store", ModuleTeacher(Net()), make_data(), dtype="float16")
     readers = [start("read_at_random", store.path, seed) for seed in range(2)]
@@ -166,4 +228,5 @@ def test_a_million_samples_of_a_thousand_classes_stream_with_bounded_memory(tmp_
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"write_slowly": write_slowly, "read_at_random": read_at_random, "stream": stream}[sys.argv[1]](*sys.argv[2:])
+    jobs = (write_slowly, write_together, read_at_random, stream)
+    {job.__name__: job for job in jobs}[sys.argv[1]](*sys.argv[2:])  # type: ignore[operator]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
@@ -32,6 +33,7 @@ def call(name: str, **options: Any) -> Term:
             "progress": 0.3,
             "epoch": 3,
             "rows": torch.arange(len(labels)),
+            "targets": 0.7 * F.one_hot(labels.long(), student.shape[1]) + 0.3 / student.shape[1],
         }
         built = function
         if isinstance(function, type):

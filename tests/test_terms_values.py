@@ -489,3 +489,27 @@ def test_ttm_is_one_minus_the_student_temperature() -> None:
     torch.testing.assert_close(
         terms.ttm(student, teacher, 0.25), terms.kl_divergence(4.0 * student, teacher, 4.0) / 16.0
     )
+
+
+@pytest.mark.parametrize("classes", [2, 6, 10, 15, 16])
+@pytest.mark.parametrize("samples", [3, 2000])
+def test_cross_entropy_is_torchs_in_value_and_gradient_whichever_way_it_is_computed(classes: int, samples: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    logits = 30 * torch.randn(samples, classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, classes, (samples,), generator=generator)
+    outer = torch.rand(samples, generator=generator, dtype=torch.float64)
+    found = []
+    for loss in (terms.cross_entropy, lambda z, y: torch.nn.functional.cross_entropy(z, y, reduction="none")):
+        leaf = logits.clone().requires_grad_()
+        values = loss(leaf, labels)
+        (first,) = torch.autograd.grad((outer * values).sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad((first**2).sum(), leaf)
+        found.append((values, first, second))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        terms.cross_entropy(logits.float(), labels),
+        torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none"),
+        rtol=1e-5,
+        atol=1e-5,
+    )

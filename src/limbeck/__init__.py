@@ -19,22 +19,31 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from limbeck import data, groups, heads, models, probe, teachers, terms, testing, views, weighting
+    from limbeck.arbitration import Arbitration, arbitrate
+    from limbeck.audits import audit
     from limbeck.data import Data, load
+    from limbeck.discovery import discover_groups
     from limbeck.errors import LimbeckError
+    from limbeck.estimator import Distiller
     from limbeck.evaluation import evaluate
     from limbeck.fitting import fit
+    from limbeck.ledgers import Ledger
     from limbeck.loop import Fitted
     from limbeck.pilots import PilotResult, pilot
     from limbeck.predict import predict_logits
     from limbeck.presets import PRESETS
+    from limbeck.probes import fit_probes
     from limbeck.recipe import Head, Identify, Recipe, Refit, Term, Weighting
     from limbeck.training import Training
 
 _HOMES = {
+    "Arbitration": "arbitration",
     "Data": "data",
+    "Distiller": "estimator",
     "Fitted": "loop",
     "Head": "recipe",
     "Identify": "recipe",
+    "Ledger": "ledgers",
     "LimbeckError": "errors",
     "PRESETS": "presets",
     "PilotResult": "pilots",
@@ -43,8 +52,12 @@ _HOMES = {
     "Term": "recipe",
     "Training": "training",
     "Weighting": "recipe",
+    "arbitrate": "arbitration",
+    "audit": "audits",
+    "discover_groups": "discovery",
     "evaluate": "evaluation",
     "fit": "fitting",
+    "fit_probes": "probes",
     "load": "data",
     "pilot": "pilots",
     "predict_logits": "predict",
@@ -53,10 +66,13 @@ _ROOMS = ("data", "groups", "heads", "models", "probe", "teachers", "terms", "te
 
 __all__ = [
     "PRESETS",
+    "Arbitration",
     "Data",
+    "Distiller",
     "Fitted",
     "Head",
     "Identify",
+    "Ledger",
     "LimbeckError",
     "PilotResult",
     "Recipe",
@@ -64,9 +80,13 @@ __all__ = [
     "Term",
     "Training",
     "Weighting",
+    "arbitrate",
+    "audit",
     "data",
+    "discover_groups",
     "evaluate",
     "fit",
+    "fit_probes",
     "groups",
     "heads",
     "load",

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from limbeck.errors import ConfigError, RecipeError, StoreError, TeacherError
 from limbeck.recipe import TEACHER_FIELDS, Objective, Recipe
-from limbeck.teachers import Source, StoredTeacher, Teacher, collect
+from limbeck.teachers import Source, StoredTeacher, Teacher
+from limbeck.teachers.asking import Column
 from limbeck.teachers.base import describe, reads_inputs
 from limbeck.views import BoundViews, Pixels, Seen, Views
 
@@ -127,21 +128,14 @@ def check_teacher_views(teacher: Teacher, views: BoundViews | None) -> None:
         )
 
 
-def teacher_by_view(teacher: Teacher, train: Data, want: Sequence[str], views: BoundViews | None) -> list[Fields]:
-    """A teacher's outputs for every training sample, once for each view.
-
-    Returns:
-        What `collect` returns, one entry a view; a single one where the teacher sees the data's own pixels in all.
-
-    Raises:
-        StoreError: for a view that a store does not hold.
-    """
+def teacher_by_view(teacher: Teacher, views: BoundViews | None) -> list[Teacher]:
+    """The teacher as it is to be asked about each view; a single one where it sees the data's own pixels in all."""
     if views is None or not views.views.teacher_sees_changed:
-        return [collect(teacher, train, want)]
+        return [teacher]
     count = views.views.count
     if isinstance(teacher, StoredTeacher):
-        return [collect(StoredTeacher(teacher.store, view), train, want) for view in range(count)]
-    return [collect(TeacherInView(teacher, views, view), train, want) for view in range(count)]
+        return [StoredTeacher(teacher.store, view) for view in range(count)]
+    return [TeacherInView(teacher, views, view) for view in range(count)]
 
 
 # In the loop ----------------------------------------------------------------------------------------------------------
@@ -160,7 +154,7 @@ class Augmented:
     live: Callable[[Tensor, Tensor], Fields] | None = None
 
     def fields(
-        self, seen: Seen, rows: Tensor, view: int, columns: Mapping[str, Tensor], needed: Sequence[str]
+        self, seen: Seen, rows: Tensor, view: int, columns: Mapping[str, Column], needed: Sequence[str]
     ) -> dict[str, Any]:
         """What a batch has beside its columns: what a live teacher says, and `mixed`, the partners' fields with the
         samples' own shares `[B]`."""
@@ -202,7 +196,7 @@ def check_mixing(recipe: Recipe, views: Views) -> None:
         return
     how = " and ".join(step.name for step in views.mixing)
     swapped = {"labels", *(TEACHER_FIELDS if views.teacher_before_mixing else ())}
-    single = {"ids", "rows", "groups"}
+    single = {"ids", "rows", "groups", "targets"}
     refuse = f"recipe {recipe.name!r} cannot learn from images mixed by {how}: "
     instead = "leave the mixing out (crop, flip, cutout and colour_jitter go with everything), or use "
     for term in recipe.terms:

@@ -1,19 +1,22 @@
-"""From a checked configuration to the data it names. Numpy and pyarrow only: no torch."""
+"""From a checked configuration to the data it names. Numpy and pyarrow only: torch where groups are to be found."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from limbeck.config import PilotConfig
-from limbeck.config_data import ArrayData, DataSection, ImageData, Injection, NamedData, TableData
+from limbeck.config_data import ArrayData, DataSection, Discovered, ImageData, Injection, NamedData, TableData
 from limbeck.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
     from limbeck.data import Data
+    from limbeck.groups import Discovery
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 _CREATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -33,7 +36,7 @@ _SPLIT_FOLDERS = {
 
 
 def build_data(config: PilotConfig | DataSection) -> Data:
-    """Load the data that a configuration names, and put its injections into them.
+    """Load the data that a configuration names, put its injections into them, and find its groups where it asks for it.
 
     Args:
         config: a checked configuration, or its `data` section.
@@ -43,6 +46,9 @@ def build_data(config: PilotConfig | DataSection) -> Data:
         DataError: for data that cannot be used.
     """
     section = config.data if isinstance(config, PilotConfig) else config
+    if isinstance(section.groups, Discovered):
+        data = build_data(section.model_copy(update={"groups": None}))
+        return discover(section.groups, data).apply(data)
     created = {attribute for injection in section.inject for attribute in _CREATES.get(injection.kind, ())}
     groups = section.groups or ()
     # Injections may need groups (noise by group) or make the attribute that groups are declared over (a shortcut).
@@ -56,6 +62,38 @@ def build_data(config: PilotConfig | DataSection) -> Data:
             known = {"label", data.label_name, *data.attributes}
             data = data.with_groups(list(groups)) if groups and known.issuperset(groups) else data
     return data
+
+
+def discover(section: Discovered, data: Data) -> Discovery:
+    """Find groups as a configuration describes it; the same description and data give the same groups.
+
+    Raises:
+        ConfigError: for an option that the method does not have, or a model of the user's own.
+        DataError: where the data lack what the method looks at.
+    """
+    from limbeck.discovery import TRAINING, discover_groups
+
+    model = None
+    if section.model is not None:
+        from limbeck.models import build
+
+        spec = section.model
+        if "." in spec.name and "/" not in spec.name:
+            known = "name one that comes with limbeck, such as {name: mlp, hidden: [64]}"
+            raise ConfigError(f"data.groups.model: {spec.name!r} is of a file of your own; {known}")
+        model = partial(build, spec, inputs_shape=data.sample_shape, classes=data.num_classes)
+    training = TRAINING if section.epochs is None else replace(TRAINING, epochs=section.epochs)
+    return discover_groups(
+        data,
+        section.discover,
+        model,
+        seed=section.seed,
+        training=training,
+        folds=section.folds,
+        repeats=section.repeats,
+        minimum=section.minimum,
+        **section.options,
+    )
 
 
 def table_like(config: PilotConfig, data: Data, path: str | Path) -> Data:
@@ -76,7 +114,12 @@ def table_like(config: PilotConfig, data: Data, path: str | Path) -> Data:
         raise ConfigError(f"{path} is a table, and this configuration's data are not: give a configuration instead")
     own = ("table", "id", "split", "fractions", "seed", "classes")
     said = {key: value for key, value in config.data.said.items() if key not in own}
-    return Data.from_table(Path(path), **said, split="test", classes=data.classes, encoder=data.encoder)
+    groups = said.get("groups")
+    if isinstance(groups, Discovered):
+        said["groups"] = None
+    found = Data.from_table(Path(path), **said, split="test", classes=data.classes, encoder=data.encoder)
+    # The rule that found the groups is learned again: the same description and data give the same one.
+    return found.with_groups(discover(groups, data).assign(found)) if isinstance(groups, Discovered) else found
 
 
 def _load(section: DataSection, groups: tuple[str, ...] | None) -> Data:

@@ -69,7 +69,8 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and plain metadata into one safetensors file, atomically."""
-    header = {"limbeck": json.dumps(_plain(metadata), allow_nan=False, sort_keys=True)}
+    # In the order it was given: a history that is read back is written again as it would have been.
+    header = {"limbeck": json.dumps(_plain(metadata), allow_nan=False)}
     write_atomically(Path(path), save(_storable(tensors), metadata=header))
 
 

@@ -11,11 +11,12 @@ import click
 
 from limbeck import __version__
 from limbeck.errors import ConfigError, LimbeckError
+from limbeck.ledger_commands import ledger
 
 if TYPE_CHECKING:
     from limbeck.config import PilotConfig
     from limbeck.data import Data
-    from limbeck.pilots import Forecast
+    from limbeck.pilots import Forecast, Watcher
 
 _DEBUG = "limbeck.debug"
 _HINT = "limbeck.hint"
@@ -59,6 +60,9 @@ def main() -> None:
     """Distil small models that can be trusted in their worst case."""
 
 
+main.add_command(ledger)
+
+
 @main.command()
 @click.argument("config", metavar="CONFIG")
 @click.option(
@@ -71,6 +75,24 @@ def main() -> None:
     "--resume/--fresh", default=True, help="Go on with what the run folder holds (default), or empty it first."
 )
 @click.option("--seeds", type=click.IntRange(min=1), help="How many of the configuration's seeds to run.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that train at once; by default one a core where there is enough to do. The result is the same.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where cells run: this machine (default), or a Ray cluster whose nodes share the run folder.",
+)
+@click.option("--address", help="Of the Ray cluster, such as HOST:6379 or auto; without it one is started here.")
+@click.option(
+    "--metrics",
+    multiple=True,
+    type=click.Choice(["csv", "tensorboard", "mlflow"]),
+    help="Also write each epoch's metrics there, under RUN/metrics. Several times for several.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.option("--dry-run", is_flag=True, help="Only forecast what it would cost, as `limbeck estimate` does.")
 @click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
@@ -83,6 +105,10 @@ def pilot(
     models: Path | None,
     resume: bool,
     seeds: int | None,
+    workers: int | None,
+    backend: str,
+    address: str | None,
+    metrics: tuple[str, ...],
     quiet: bool,
     dry_run: bool,
     open_report: bool,
@@ -102,7 +128,65 @@ def pilot(
     ctx.meta[_HINT] = "What is finished is kept: the same command goes on from there."
     from limbeck.pilots import Lines, Quiet, run_pilot
 
-    result = run_pilot(settings, output=output, models=models, resume=resume, progress=Quiet() if quiet else Lines())
+    if address is not None and backend != "ray":
+        raise ConfigError(f"--address {address} is that of a Ray cluster: add --backend ray")
+    cluster = (address or "local") if backend == "ray" else None
+    progress: Watcher = Quiet() if quiet else Lines()
+    if metrics:
+        from limbeck.integrations import MetricsWatcher
+
+        progress = MetricsWatcher(progress, metrics, (output or settings.output_folder) / "metrics")
+    result = run_pilot(
+        settings, output=output, models=models, resume=resume, progress=progress, workers=workers, cluster=cluster
+    )
+    click.secho(result.verdict, bold=True)
+    click.echo()
+    click.echo(result.table())
+    click.echo()
+    click.echo(f"report: {result.report_path}" if result.report_path else f"results: {result.folder}")
+    if open_report and result.report_path:
+        click.launch(str(result.report_path))
+
+
+@main.command()
+@click.argument("config", metavar="CONFIG")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The run folder, in place of the configuration's."
+)
+@click.option("--models", type=click.Path(path_type=Path), help="A Python file of your own terms and weightings.")
+@click.option("--resume/--fresh", default=True, help="Keep what the run folder holds (default), or empty it first.")
+@click.option("--seeds", type=click.IntRange(min=1), help="How many of the configuration's seeds to run.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
+@_debug
+def probe(
+    config: str,
+    output: Path | None,
+    models: Path | None,
+    resume: bool,
+    seeds: int | None,
+    quiet: bool,
+    open_report: bool,
+) -> None:
+    """Run the recipes of CONFIG as probes: small students on stored features, all trained together in seconds.
+
+    CONFIG is one of `limbeck pilot` whose samples are vectors and whose student is linear or a small MLP; the run
+    folder and the report are a pilot's, with pictures of what averaging labels does to these features.
+    """
+    from limbeck.config import load_config
+
+    settings = _with_seeds(load_config(config), seeds)
+    from limbeck.pilots import Lines, Quiet
+    from limbeck.probes.run import run_probes
+
+    result = run_probes(
+        settings,
+        output=output,
+        models=models,
+        resume=resume,
+        progress=Quiet() if quiet else Lines(),
+        say=None if quiet else lambda text: click.echo(text, err=True),
+    )
     click.secho(result.verdict, bold=True)
     click.echo()
     click.echo(result.table())
@@ -117,6 +201,59 @@ def _forecast(config: PilotConfig, models: Path | None) -> Forecast:
 
     data, arms = plan(config, models)
     return estimate(data, arms, len(config.seeds))
+
+
+@main.command()
+@click.argument("config", metavar="CONFIG")
+@click.option("--teacher", help="Only this one of the configuration's teachers.")
+@click.option(
+    "--protect", multiple=True, metavar="NAME[@SHARE]", help="A class or group not corrected beyond SHARE (0)."
+)
+@click.option("--models", type=click.Path(path_type=Path), help="The Python file of your own models.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of folds and intervals (default 0).")
+@click.option("--json", "as_json", is_flag=True, help="Plain JSON in place of text.")
+@_debug
+def audit(
+    config: str, teacher: str | None, protect: tuple[str, ...], models: Path | None, seed: int, as_json: bool
+) -> None:
+    """Say who is wrong, the teacher or the labels of CONFIG, what a copy could reach, and which recipe fits.
+
+    Looks at training and validation samples, never at test. A teacher that CONFIG trains is trained first.
+    """
+    import json
+
+    from limbeck.config import load_config
+
+    settings, protected = load_config(config), dict(map(_protected, protect))
+    from limbeck.audits.configured import audit_config
+
+    found = audit_config(
+        settings,
+        models=models,
+        teacher=teacher,
+        protected=protected,
+        seed=seed,
+        say=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        click.echo(json.dumps({key or "labels": result.to_dict() for key, result in found.items()}, indent=1))
+        return
+    for key, result in found.items():
+        if key is not None:
+            click.secho(f"teacher {key}", bold=True)
+        click.echo(result.text())
+        click.echo()
+
+
+def _protected(text: str) -> tuple[str, float]:
+    """A name and the share of its labels that may be corrected; 0 where none is said."""
+    name, sign, share = text.rpartition("@")
+    if not sign:
+        return text, 0.0
+    try:
+        return name, float(share)
+    except ValueError:
+        raise ConfigError(f"--protect {text}: {share!r} is not a share, expected NAME or NAME@.1") from None
 
 
 @main.command()
@@ -218,6 +355,53 @@ def _evaluation(file: Path, data: Data, training_counts: Any, user: dict[str, ob
             "give the data it was trained for"
         )
     return evaluate(saved.model, data, training_counts=training_counts)
+
+
+@main.command()
+@click.argument("student", metavar="RUN_OR_STUDENT", type=click.Path(exists=True, path_type=Path))
+@click.option("--models", type=click.Path(path_type=Path), help="The Python file of your own models.")
+@click.option("--json", "as_json", is_flag=True, help="Plain JSON in place of text.")
+@_debug
+def cost(student: Path, models: Path | None, as_json: bool) -> None:
+    """Measure what the models of a run cost here: parameters, size, latency, energy, and students against teachers.
+
+    One file a model, that of its first seed; on one thread, with the run's own test samples.
+    """
+    import json
+
+    files, own = _student_files(student)
+    if own is None:
+        raise ConfigError(f"{student} is in no run folder, so its data are not known")
+    from limbeck.build import build_data
+    from limbeck.config import load_config
+    from limbeck.evaluation import Cost, measure_cost
+    from limbeck.models import load_model, load_user_file
+
+    user = load_user_file(models) if models else None
+    data = build_data(load_config(own))
+    found: dict[str, Cost] = {}
+    for file in files:
+        name = file.stem.rpartition("-seed")[0] or file.stem
+        if name not in found:
+            saved = load_model(file, inputs_shape=data.sample_shape, user=user)
+            found[name] = measure_cost(saved.model, data.test)
+    teachers = [name for name in found if name.startswith("teacher-")]
+    against = {
+        name: {teacher: found[name].against(found[teacher]) for teacher in teachers}
+        for name in found
+        if name not in teachers
+    }
+    if as_json:
+        plain = {name: entry.to_dict() | {"against": against.get(name, {})} for name, entry in found.items()}
+        click.echo(json.dumps(plain, indent=1))
+        return
+    for name, entry in found.items():
+        click.secho(name, bold=True)
+        click.echo(str(entry))
+        for teacher, ratios in against.get(name, {}).items():
+            said = ", ".join(f"{what} {ratio:.3g}" for what, ratio in ratios.items() if ratio is not None)
+            click.echo(f"{teacher} over it: {said}")
+        click.echo()
 
 
 def _student_files(student: Path) -> tuple[list[Path], Path | None]:
@@ -361,6 +545,51 @@ def download(name: str, folder: Path | None) -> None:
 
     for path in fetch(name, folder):
         click.echo(str(path))
+
+
+@main.command()
+@click.argument("config", metavar="CONFIG")
+@click.option(
+    "--method",
+    type=click.Choice(["errors", "tree", "clusters", "mixture", "disagreement"]),
+    help="How, where CONFIG does not say it, or another way.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of everything that is drawn.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("groups.parquet"),
+    help="The table to write (default groups.parquet).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Plain JSON in place of a table.")
+@_debug
+def discover(config: str, method: str | None, seed: int | None, output: Path, as_json: bool) -> None:
+    """Find groups in which a model fails, judge them on held-out samples, and write each sample's group.
+
+    CONFIG is a configuration; of it the data are taken, and how groups are found where it says `groups: {discover: …}`.
+    Groups that it declares decide nothing: what is found is compared with them. The table has the columns id, split,
+    group and rule.
+    """
+    import json
+
+    from limbeck.config import load_config
+    from limbeck.config_data import Discovered
+
+    section = load_config(config).data
+    asked = section.groups if isinstance(section.groups, Discovered) else None
+    if asked is None or (method is not None and method != asked.discover):
+        if method is None:
+            raise ConfigError(f"{config} declares its groups: say how others are to be found, with --method")
+        asked = Discovered.model_validate({"discover": method})
+    asked = asked if seed is None else asked.model_copy(update={"seed": seed})
+    from limbeck.build import build_data
+    from limbeck.build import discover as find
+
+    declared = None if isinstance(section.groups, Discovered) else section.groups
+    found = find(asked, build_data(section.model_copy(update={"groups": declared})))
+    found.save(output)
+    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else f"{found}\nwrote {output}")
 
 
 @main.command()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     ConfigDict,
@@ -33,6 +33,7 @@ from limbeck.validation import (
     Count,
     FromList,
     InputFile,
+    Natural,
     Problem,
     Section,
     Text,
@@ -44,6 +45,9 @@ from limbeck.validation import (
     problems,
     refuse,
 )
+
+if TYPE_CHECKING:
+    from limbeck.pilots.search import Search
 
 EXAMPLE_PREFIX = "example:"
 
@@ -162,6 +166,8 @@ class Training(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     schedule: Literal["cosine", "constant", "step", "exponential"] = "cosine"
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    compile: Literal["auto"] | Annotated[bool, Field(strict=True)] = False
+    teacher_memory: Annotated[float, Field(ge=0)] = 2.0
     clip: Positive | None = None
     augment: Annotated[tuple[Augmentation, ...], Field(min_length=1), FromList] | None = None
     views: ViewCount | None = None
@@ -239,6 +245,58 @@ class TeacherSection(Section):
         return self
 
 
+# Search ---------------------------------------------------------------------------------------------------------------
+
+
+class RangeSection(Section):
+    """Numbers between two limits, by factors where `log` is true."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+def _check_space(value: object, info: ValidationInfo) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        raise problem(f"found {described(value)}, expected values by setting, such as {{temperature: [2, 4]}}")
+    found: dict[str, Any] = {}
+    for name, choices in value.items():
+        if isinstance(choices, Mapping):
+            found[str(name)] = RangeSection.model_validate(dict(choices), context=info.context).plain()
+        elif isinstance(choices, (list, tuple)) and choices:
+            found[str(name)] = list(choices)
+        else:
+            raise problem(f"{name}: found {described(choices)}, expected a list of values, or low and high")
+    return found
+
+
+class SearchSection(Section):
+    """Settings to be chosen on validation before the seeds are run; see `limbeck.pilots.Search`.
+
+    Attributes:
+        space: values, or low and high, by setting.
+        halve_after: epochs after which only the better settings of a recipe go on; all finish where nothing is said.
+        keep: the share that goes on.
+    """
+
+    space: Annotated[dict[str, Any], PlainValidator(_check_space)]
+    method: Literal["grid", "random", "optuna"] = "grid"
+    trials: Count | None = None
+    seed: Natural = 0
+    halve_after: Count | None = None
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+    def built(self) -> Search:
+        """The search that this describes."""
+        from limbeck.pilots.search import Range, Search
+
+        space = {
+            name: Range(**choices) if isinstance(choices, dict) else tuple(choices)
+            for name, choices in self.space.items()
+        }
+        return Search(space, self.method, self.trials, self.seed, self.halve_after, self.keep)
+
+
 # The whole ------------------------------------------------------------------------------------------------------------
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -253,8 +311,10 @@ class PilotConfig(Section):
         name: how the report calls it.
         teachers: by the key that recipes name them with.
         student: the model every recipe trains.
-        selection: which epoch's student is kept: the best in its worst group, worst class or on average, or the last;
-            by worst group where groups are declared, else on average, where nothing is said.
+        selection: which epoch's student is kept: the best in its worst group, worst class or on average, that of the
+            smallest gap between classes, or the last; by worst group where groups are declared, else on average, where
+            nothing is said.
+        search: of settings, on validation; none where nothing is said.
         output: the run folder, relative to the working directory; `runs/<name>` where none is given.
     """
 
@@ -265,7 +325,8 @@ class PilotConfig(Section):
     recipes: Annotated[tuple[RecipeField, ...], Field(min_length=1), FromList]
     training: Training = Field(default_factory=Training)
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), FromList] = (0, 1, 2)
-    selection: Literal["worst_group", "worst_class", "average", "last"] | None = None
+    selection: Literal["worst_group", "worst_class", "class_gap", "average", "last"] | None = None
+    search: SearchSection | None = None
     output: Text | None = None
 
     @property

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, ValidationInfo, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationInfo,
+    model_validator,
+)
 
+from limbeck.models.spec import ModelField
 from limbeck.validation import (
+    Count,
     FromList,
     InputFile,
     InputFolder,
@@ -139,17 +149,61 @@ Merged = Annotated[dict[str, dict[str, tuple[str | int, ...]]], PlainValidator(_
 """Old values by new value by attribute."""
 
 
+class Discovered(Section):
+    """Groups that are to be found, in place of declared ones; further keys are options of the method.
+
+    Attributes:
+        discover: how, one of `limbeck.groups.METHODS`.
+        model: the network that is trained for it; a small one where nothing is said.
+        epochs: how long.
+        seed: of everything that is drawn for it.
+        folds: of cross-fitting.
+        repeats: with how many seeds groups are looked for, to see whether they are the same.
+        minimum: training samples a group needs.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    discover: Literal["errors", "tree", "clusters", "mixture", "disagreement"]
+    model: ModelField | None = None
+    epochs: Count | None = None
+    seed: Natural = 0
+    folds: Annotated[int, Field(ge=2)] = 2
+    repeats: Count = 3
+    minimum: Count = 5
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the method."""
+        return dict(self.model_extra or {})
+
+
+_TEXTS: TypeAdapter[tuple[str, ...]] = TypeAdapter(Texts, config=ConfigDict(strict=True))
+
+
+def _groups(value: object, info: ValidationInfo) -> tuple[str, ...] | Discovered | None:
+    if value is None or isinstance(value, Discovered):
+        return value
+    if isinstance(value, Mapping):
+        return Discovered.model_validate(dict(value), context=info.context)
+    return _TEXTS.validate_python(value)
+
+
+GroupsField = Annotated[tuple[str, ...] | Discovered | None, PlainValidator(_groups)]
+"""Attributes to declare groups over, or how groups are to be found."""
+
+
 class DataSection(Section):
     """What every kind of data may say.
 
     Attributes:
         merge: values of attributes to treat as one, where each alone has too few samples to be judged.
-        groups: the attributes whose product makes the groups; `label` stands for the class.
+        groups: the attributes whose product makes the groups; `label` stands for the class. Or `{discover: …}`: groups
+            that are to be found, in all splits.
         seed: of the split.
         inject: known faults to put into the training part, in this order.
     """
 
-    groups: Texts | None = None
+    groups: GroupsField = None
     seed: Natural = 0
     merge: Merged = Field(default_factory=dict)
     inject: Annotated[tuple[Injection, ...], FromList] = ()

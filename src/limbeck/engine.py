@@ -1,11 +1,11 @@
-"""Where a step runs: plain torch, or Lightning Fabric under `torchrun` on several devices; in which precision."""
+"""Where and how a step runs: plain torch, or Lightning Fabric under `torchrun` on several devices; in which precision,
+compiled or not."""
 
 from __future__ import annotations
 
 import atexit
 import copy
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,13 +29,23 @@ class Engine:
 
     first = True
 
-    def __init__(self, precision: Mapping[str, Any]) -> None:
-        self._autocast = bool(precision["autocast"])
+    def __init__(self, precision: Mapping[str, Any] = FLOAT32) -> None:
         self._nothing = nullcontext()
+        self.compute_in(precision)
 
-    def place(self, calls: nn.Module, objective: Objective) -> Callable[[Any], dict[str, Tensor]]:
+    def compute_in(self, precision: Mapping[str, Any]) -> None:
+        """Set the precision of forward passes."""
+        self._autocast = bool(precision["autocast"])
+
+    def place(
+        self, calls: nn.Module, objective: Objective, compiled: bool = False
+    ) -> Callable[[Any], dict[str, Tensor]]:
         """The student as the loop calls it."""
-        return calls.forward
+        return Compiled(calls) if compiled else calls.forward
+
+    def agree(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """What the first of several processes chose."""
+        return choice
 
     def part(self, start: int, end: int) -> slice:
         """This device's part of the global batch of positions start..end-1 of an epoch."""
@@ -54,11 +64,9 @@ class Engine:
         return order, losses
 
 
-def engine_for(precision: Mapping[str, Any]) -> Engine:
+def engine_for() -> Engine:
     """Plain torch, or Fabric where `torchrun` started more than one process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return FabricEngine(precision)
-    return Engine(precision)
+    return FabricEngine() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Engine()
 
 
 def _leave() -> None:
@@ -69,7 +77,7 @@ def _leave() -> None:
 class FabricEngine(Engine):
     """Several processes: the global batch is cut into equal strides, gradients are averaged by DDP."""
 
-    def __init__(self, precision: Mapping[str, Any]) -> None:
+    def __init__(self, precision: Mapping[str, Any] = FLOAT32) -> None:
         super().__init__(precision)
         fabric_module = require("lightning_fabric", "distributed")
         world = int(os.environ["WORLD_SIZE"])
@@ -84,11 +92,18 @@ class FabricEngine(Engine):
         self._objective: Objective | None = None
         self._beside: list[nn.Parameter] = []
 
-    def place(self, calls: nn.Module, objective: Objective) -> Callable[[Any], dict[str, Tensor]]:
-        """The student wrapped by DDP; the objective's own parameters are averaged after each backward pass."""
+    def place(
+        self, calls: nn.Module, objective: Objective, compiled: bool = False
+    ) -> Callable[[Any], dict[str, Tensor]]:
+        """The student wrapped by DDP, not compiled; the objective's own parameters are averaged after each backward
+        pass."""
         self._objective = objective
         self._beside = [part for part in objective.parameters() if part.requires_grad]
         return self.fabric.setup_module(calls)  # type: ignore[no-any-return]
+
+    def agree(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """Timings differ from process to process: the first one's choice is everybody's."""
+        return self.fabric.broadcast(choice)  # type: ignore[no-any-return]
 
     def part(self, start: int, end: int) -> slice:
         """Every world-th position, so that the processes' parts differ by one sample at most."""
@@ -158,4 +173,35 @@ def _milliseconds(
             value = step(trial, example)
         engine.backward(value)
         taken.append(1000 * (time.perf_counter() - started))
-    return statistics.median(taken[WARM_UP:])
+    return min(taken[WARM_UP:])  # what else the machine does only ever adds
+
+
+# Compilation ----------------------------------------------------------------------------------------------------------
+
+
+class Compiled:
+    """A module compiled at its first call, and called as it is where that fails (no C++ compiler, say).
+
+    Attributes:
+        failure: why it is not compiled, None while it is.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        # Every batch has one of two sizes: two exact programs are faster than one for all sizes.
+        self._call: Callable[..., Any] = torch.compile(module, dynamic=False)
+        self.failure: str | None = None
+
+    def __call__(self, inputs: Any) -> Any:
+        if self.failure is None:
+            try:
+                return self._call(inputs)
+            except Exception as error:
+                # A mistake of the module itself is raised again by the call below.
+                self.failure = first_line(error)
+        return self._module(inputs)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a record."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -18,18 +19,25 @@ from limbeck.augment import Augmented, bind, check_teacher_views, teacher_by_vie
 from limbeck.callbacks import Callback
 from limbeck.errors import CheckpointError, ConfigError, LimbeckError, unknown_name
 from limbeck.heads import FeatureTap, TransplantedStudent, refit_dfr, replace_head, transplant, transplant_weights
-from limbeck.loop import Fitted, Stage, train_stage
+from limbeck.loop import Fitted, Stage, restored, train_stage
 from limbeck.modes import evaluating
 from limbeck.predict import InputReader, batched_logits, call_model, logits_of
 from limbeck.presets import as_recipe
 from limbeck.recipe import Head, Recipe
 from limbeck.selection import SelectionRule, selection_rule
-from limbeck.teachers import ModuleTeacher, Teacher, as_teacher
+from limbeck.teachers import ModuleTeacher, StoredTeacher, Teacher, as_teacher, collect
 from limbeck.teachers import require as require_outputs
+from limbeck.teachers.asking import Column, asked_columns, output_bytes
+from limbeck.teachers.base import reads_inputs
 from limbeck.training import Training, derive_seed
+from limbeck.tuning import choose_teacher_ways, computed, teacher_ways
 
 if TYPE_CHECKING:
+    from limbeck.arbitration import Arbitration
     from limbeck.data import Data
+
+COLLECTED = 1024
+"""Samples a call where a teacher is asked about all of them at once."""
 
 
 def fit(
@@ -44,6 +52,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    arbitration: Arbitration | None = None,
     **settings: Any,
 ) -> Fitted:
     """Train a student.
@@ -61,6 +70,8 @@ def fit(
         callbacks: told of every epoch.
         checkpoint: a folder in which the state is kept after each epoch.
         resume: go on from what `checkpoint` holds; the result is that of a straight run, byte for byte.
+        arbitration: of these data, made before, in place of a new one; epochs are then selected by validation labels as
+            the posterior has them, with any recipe.
 
     Returns:
         The student of the selected epoch.
@@ -88,34 +99,52 @@ def fit(
     if resume and checkpoint is None:
         raise CheckpointError("resume=True needs checkpoint=FOLDER: where the state of the interrupted run is")
     folder = None if checkpoint is None else Path(checkpoint)
+    if recipe.choose is not None:
+        from limbeck.choosing import choose
+
+        more: dict[str, Any] = {"training": training, "seed": seed, "callbacks": callbacks, "resume": resume}
+        return choose(fit, student, data, source, recipe, arbitration, folder, rule, **more)
+    columns: dict[str, Tensor] = {}
+    posterior: dict[str, Any] = {}
+    if recipe.arbitrate is not None or arbitration is not None:
+        arbitration, rule, columns, posterior = _arbitrated(recipe, data, source, seed, arbitration, rule)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "student"))
-        initial = _own_copy(student)
+        initial = own_copy(student)
         check_student(initial, data)
         key = {
             "recipe": recipe.to_dict(),
-            "training": training.to_dict() | {"precision": "any"},
+            "training": training.to_dict() | {"precision": "any", "compile": "any"},
             "data": data.fingerprint(),
             "teacher": None if source is None else source.fingerprint(),
             "seed": seed,
             "selection": rule.name,
             "student": _digest(initial),
         }
+        if arbitration is not None:
+            key["arbitration"] = arbitration.fingerprint()
 
         def run(name: str, model: nn.Module, what: Recipe, by: Teacher | None, **more: Any) -> Fitted:
-            extra = more.pop("context", {})
+            extra = posterior | more.pop("context", {})
             stage_training = more.pop("training", training)
-            stage = _prepare(
-                name, model, what, stage_training, data, train, seed, more.pop("rule", rule), by, extra, key
+            path = None if folder is None else folder / f"{name.replace(' ', '-')}.safetensors"
+            stage_key = {**key, "stage": name}
+            saved = restored(path, stage_key) if resume and path is not None else None
+            ways = None if saved is None else saved[1]["teacher_ways"]
+            stage = prepare_stage(
+                name, model, what, stage_training, data, train, seed, more.pop("rule", rule), by, extra, stage_key, ways
             )
-            stage.callbacks, stage.resume = callbacks, resume
-            stage.checkpoint = None if folder is None else folder / f"{name.replace(' ', '-')}.safetensors"
+            warnings.extend(note for note in stage.notes if note not in warnings)
+            stage.callbacks, stage.checkpoint, stage.saved = callbacks, path, saved
+            stage.teacher_fields = [{**columns, **fields} for fields in stage.teacher_fields]
             stage.record_errors = more.pop("record_errors", False)
             return train_stage(stage)
 
         earlier: dict[str, Fitted] = {}
         details: dict[str, Any] = {}
         context: dict[str, Any] = {}
+        if recipe.arbitrate is not None and arbitration is not None:
+            details["arbitration"] = arbitration.to_dict()
         if recipe.identify is not None:
             short = replace(training, epochs=recipe.identify.epochs, schedule="constant")
             biased = run(
@@ -128,19 +157,20 @@ def fit(
                 record_errors=recipe.identify.source == "online",
             )
             earlier["identify"] = biased
-            context["error_set"] = _error_set(biased, train, recipe.identify.source)
-            details["error_set"] = _describe_error_set(context["error_set"], train)
+            context["error_set"] = find_error_set(biased, train, recipe.identify.source)
+            details["error_set"] = describe_error_set(context["error_set"], train)
         if recipe.rounds > 1 and source is None:
             earlier["round 1"] = run("round 1", initial, as_recipe("erm"), None)
             source = as_teacher(earlier["round 1"])
         for number in range(2, recipe.rounds):
             name = f"round {number}"
-            earlier[name] = run(name, _begin(initial, source, recipe), recipe, source, context=context)
+            earlier[name] = run(name, starting_model(initial, source, recipe), recipe, source, context=context)
             source = as_teacher(earlier[name])
-        fitted = run("student", _begin(initial, source, recipe), recipe, source, context=context)
+        fitted = run("student", starting_model(initial, source, recipe), recipe, source, context=context)
         if recipe.refit is not None:
-            fitted.model, details["refit"] = _refit(fitted.model, data, recipe, seed)
+            fitted.model, details["refit"] = refit_last_layer(fitted.model, data, recipe, seed)
     fitted.recipe, fitted.earlier, fitted.details, fitted.warnings = recipe, earlier, details, warnings
+    fitted.arbitration = arbitration if recipe.arbitrate is not None else None
     fitted.seconds = time.perf_counter() - started
     return fitted
 
@@ -156,7 +186,26 @@ def _training(training: Training | None, settings: Mapping[str, Any]) -> Trainin
     return replace(training or Training(), **settings)
 
 
-def _own_copy(student: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def _arbitrated(
+    recipe: Recipe, data: Data, source: Teacher | None, seed: int, given: Arbitration | None, rule: SelectionRule
+) -> tuple[Arbitration, SelectionRule, dict[str, Tensor], dict[str, Any]]:
+    """The arbitration, the rule of selection as it reads validation labels, and what the loop takes from it."""
+    from limbeck.arbitration import arbitrate, expected_groups, expected_rule
+
+    if given is None:
+        given = arbitrate(data, source, **vars(recipe.arbitrate), seed=seed)
+    if given.validation is not None:
+        rule = expected_rule(rule, expected_groups(given, data))
+    if recipe.arbitrate is None:
+        return given, rule, {}, {}
+    targets, mass = given.student_targets(recipe.arbitrate.gamma)
+    rows = given.select(data.train.ids)
+    columns = {"targets": torch.from_numpy(targets[rows].astype(np.float32))}
+    return given, rule, columns, {"sample_weights": torch.from_numpy(mass[rows])}
+
+
+def own_copy(student: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """The user's student as a copy that training may change; a factory's is built."""
     if isinstance(student, nn.Module):
         return copy.deepcopy(student)
     built = student() if callable(student) else student
@@ -191,7 +240,7 @@ def check_student(model: nn.Module, data: Data) -> None:
         )
 
 
-def _begin(initial: nn.Module, source: Teacher | None, recipe: Recipe) -> nn.Module:
+def starting_model(initial: nn.Module, source: Teacher | None, recipe: Recipe) -> nn.Module:
     """The weights a stage starts from."""
     if recipe.start == "own" or source is None:
         return initial
@@ -223,7 +272,7 @@ def _transplanted(
     return transplanted, at_map, ["maps" if kind == "features" else kind for kind in kinds]
 
 
-def _prepare(
+def prepare_stage(
     name: str,
     initial: nn.Module,
     recipe: Recipe,
@@ -234,14 +283,16 @@ def _prepare(
     rule: SelectionRule,
     teacher: Teacher | None,
     extra: Mapping[str, Any],
-    key: Mapping[str, Any],
+    key: dict[str, Any],
+    ways: Mapping[str, Any] | None,
 ) -> Stage:
     """Take from the teacher what the recipe asks for, and build the student around it."""
     model = copy.deepcopy(initial)
-    teacher_fields: list[dict[str, Tensor]] = [{}]
+    teacher_fields: list[Mapping[str, Column]] = [{}]
     views = None if training.views is None else bind(training.views, train, seed=seed)
     live: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
     shapes: dict[str, Tensor] = {}
+    notes: list[str] = []
     asked = recipe.teacher_outputs
     if asked and teacher is not None:
         example = InputReader(train)(torch.arange(min(2, len(train))))
@@ -250,12 +301,31 @@ def _prepare(
             torch.manual_seed(derive_seed(seed, name, "projector"))
             model, teacher, kinds = _transplanted(model, teacher, recipe.head, example, kinds)
         as_fields = _as_fields(model, example)
-        if views is not None and views.views.online and views.views.teacher_sees_changed:
+        changing = views is not None and views.views.teacher_sees_changed
+        endless = views is not None and views.views.online and changing
+        passes = views.views.count if views is not None and changing and not endless else 1
+        size = passes * output_bytes(teacher, train, kinds)
+        held = not endless and size <= 1e9 * training.teacher_memory
+        if ways is None:
+            ways = _teacher_ways(teacher, kinds, train, training, passes if held else None)
+        teacher = computed(teacher, ways, example)
+        shapes = as_fields(teacher.outputs(example, torch.from_numpy(train.ids[:2]), kinds))
+        if endless:
             live = _live(teacher, kinds, as_fields)
-            shapes = live(example, torch.from_numpy(train.ids[:2]))
+        elif held:
+            teacher_fields = [
+                as_fields(collect(by, train, kinds, batch_size=COLLECTED)) for by in teacher_by_view(teacher, views)
+            ]
         else:
-            teacher_fields = [as_fields(outputs) for outputs in teacher_by_view(teacher, train, kinds, views)]
-            shapes = teacher_fields[0]
+            teacher_fields = [
+                asked_columns(by, train, kinds, as_fields, list(shapes)) for by in teacher_by_view(teacher, views)
+            ]
+            if not isinstance(teacher, StoredTeacher):
+                notes.append(
+                    f"the teacher's outputs take {size / 1e9:.3g} GB, teacher_memory allows "
+                    f"{training.teacher_memory:g}: it is asked again in every step; write them once with Store.write "
+                    "and give the store as the teacher, or allow more"
+                )
     labels = torch.from_numpy(np.ascontiguousarray(train.y))
     context: dict[str, Any] = {
         "classes": data.num_classes,
@@ -274,10 +344,23 @@ def _prepare(
         context["teacher_width"] = shapes["teacher_features"].shape[1]
     if "teacher_maps" in shapes:
         context["teacher_map_shapes"] = [tuple(shapes["teacher_maps"].shape[1:])]
-    stage_key = {**key, "stage": name}
     augmented = None if views is None else Augmented(views, live)
-    return Stage(
-        name, model, recipe, training, data, seed, rule, teacher_fields, context, stage_key, augmented=augmented
+    stage = Stage(name, model, recipe, training, data, seed, rule, teacher_fields, context, key, augmented=augmented)
+    stage.teacher_ways, stage.notes = ways or {}, notes
+    return stage
+
+
+def _teacher_ways(
+    teacher: Teacher, kinds: Sequence[str], train: Data, training: Training, passes: int | None
+) -> dict[str, Any]:
+    """How the teacher is computed, from a batch as it will be asked: of a few passes, or (None) in every step."""
+    count = min(COLLECTED if passes is not None else training.batch_size, len(train))
+    rows = torch.arange(count)
+    batches = passes or training.epochs
+    inputs = InputReader(train)(rows) if reads_inputs(teacher) else None
+    wanted = teacher_ways(training.precision, training.compile)
+    return choose_teacher_ways(
+        wanted, teacher, kinds, inputs, torch.from_numpy(train.ids[:count]), batches * math.ceil(len(train) / count)
     )
 
 
@@ -315,14 +398,16 @@ def _live(
 # Around the loop ----------------------------------------------------------------------------------------------------
 
 
-def _error_set(biased: Fitted, train: Data, source: str) -> Tensor:
+def find_error_set(biased: Fitted, train: Data, source: str) -> Tensor:
+    """The training rows `[n]` that a biased model gets wrong: in evaluation mode, or as it met them (`online`)."""
     if source == "online":
         return biased.details["wrong"]  # type: ignore[no-any-return]
     logits = batched_logits(biased.model, InputReader(train), len(train))
     return logits.argmax(1) != torch.from_numpy(np.ascontiguousarray(train.y))
 
 
-def _describe_error_set(error_set: Tensor, train: Data) -> dict[str, Any]:
+def describe_error_set(error_set: Tensor, train: Data) -> dict[str, Any]:
+    """Its size and share, and how many samples of each group are in it."""
     wrong = error_set.numpy()
     found: dict[str, Any] = {"size": int(wrong.sum()), "share": float(wrong.mean())}
     if train.groups is not None:
@@ -345,7 +430,7 @@ def _features(model: nn.Module, data: Data, batch_size: int = 1024) -> np.ndarra
     return np.concatenate(parts)
 
 
-def _refit(model: nn.Module, data: Data, recipe: Recipe, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def refit_last_layer(model: nn.Module, data: Data, recipe: Recipe, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """DFR: a new last layer from the validation part, which is consumed as training data by it."""
     assert recipe.refit is not None
     held_out = data.validation

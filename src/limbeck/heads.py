@@ -305,7 +305,7 @@ def _capture_map(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
     _capture("map", output)
 
 
-class _Exit(nn.Module):
+class HeadlessExit(nn.Module):
     """Stands where a student's own last layer stood: hands over what enters it, and gives zeros in the logits' shape.
 
     The zeros keep whatever the student does with its logits afterwards alive; nobody looks at them.
@@ -556,7 +556,7 @@ def _assemble(
 ) -> TransplantedStudent:
     backbone = copy.deepcopy(student)
     name, old = find_head(backbone, student_layer)
-    backbone = _replaced(backbone, name, _Exit(old.out_features).train(old.training))
+    backbone = _replaced(backbone, name, HeadlessExit(old.out_features).train(old.training))
     if map_layer is not None:
         find_layer(backbone, map_layer).register_forward_hook(_capture_map)
     student_width = map_width if map_layer is not None else old.in_features

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from limbeck.augment import Augmented, MixedObjective
 from limbeck.callbacks import Callback, Record, RunState
 from limbeck.checkpoint import load_tensors, pack_optimiser, save_tensors, unpack_optimiser
-from limbeck.engine import choose_precision, engine_for
-from limbeck.errors import CheckpointError, LimbeckError
+from limbeck.engine import Compiled, choose_precision, engine_for
+from limbeck.errors import CheckpointError, LimbeckError, RecipeError
 from limbeck.evaluation import GroupCounts
 from limbeck.predict import InputReader, batched_logits, call_model, logits_of
 from limbeck.recipe import Objective, Recipe
 from limbeck.selection import SelectionRule, worst_group
 from limbeck.student import StudentCalls
+from limbeck.teachers.asking import Column
 from limbeck.training import Training, batch_bounds, derive_seed, epoch_order
+from limbeck.tuning import choose_compile, chosen_training
 from limbeck.weighting import sampling_weights
 
 if TYPE_CHECKING:
+    from limbeck.arbitration import Arbitration
     from limbeck.data import Data
 
 IN_ORDER = 1 << 23
@@ -51,6 +54,7 @@ class Fitted:
         earlier: the stages before, such as `identify` or `round 1`, by name.
         details: what a stage found, such as the size of the error set.
         warnings: what worked, but not as its paper had in mind.
+        arbitration: whose posterior it was told, where its recipe has one.
     """
 
     model: nn.Module
@@ -64,6 +68,7 @@ class Fitted:
     earlier: dict[str, Fitted] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    arbitration: Arbitration | None = None
 
     def __call__(self, inputs: Any) -> Any:
         """The model's output for a batch of inputs."""
@@ -84,7 +89,11 @@ class Fitted:
 
 @dataclass
 class Stage:
-    """One run of the loop: everything that decides its result. `teacher_fields` has one entry a view."""
+    """One run of the loop: everything that decides its result.
+
+    `teacher_fields` has one entry a view, `teacher_ways` says how they are computed (`limbeck.tuning`), and `saved` is
+    what an interrupted run left.
+    """
 
     name: str
     model: nn.Module
@@ -93,14 +102,16 @@ class Stage:
     data: Data
     seed: int
     rule: SelectionRule
-    teacher_fields: Sequence[dict[str, Tensor]]
+    teacher_fields: Sequence[Mapping[str, Column]]
     context: dict[str, Any]
     key: dict[str, Any]
     callbacks: Sequence[Callback] = ()
     checkpoint: Path | None = None
-    resume: bool = False
+    saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    teacher_ways: Mapping[str, Any] = field(default_factory=dict)
     record_errors: bool = False
     augmented: Augmented | None = None
+    notes: Sequence[str] = ()
 
 
 def train_stage(stage: Stage) -> Fitted:
@@ -111,14 +122,14 @@ def train_stage(stage: Stage) -> Fitted:
     validation_reader = InputReader(validation)
     labels = torch.from_numpy(np.ascontiguousarray(train.y))
     groups = None if train.groups is None else torch.from_numpy(train.groups.index)
-    columns: dict[str, Tensor] = {"labels": labels, "ids": torch.from_numpy(train.ids)}
+    columns: dict[str, Column] = {"labels": labels, "ids": torch.from_numpy(train.ids)}
     if groups is not None:
         columns["groups"] = groups
 
-    saved = _restore(stage)
-    model = stage.model
-    precision = dict(saved[1]["precision"]) if saved is not None else _choose_precision(stage, reader)
-    engine = engine_for(precision)
+    saved, model, engine = stage.saved, stage.model, engine_for()
+    precision, compiled = (saved[1]["precision"], saved[1]["compile"]) if saved is not None else _choices(stage, reader)
+    precision, compiled = engine.agree(precision), engine.agree(compiled)
+    engine.compute_in(precision)
     if precision["channels_last"]:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(derive_seed(stage.seed, stage.name, "objective"))
@@ -127,6 +138,11 @@ def train_stage(stage: Stage) -> Fitted:
     mixed = augmented is not None and bool(augmented.views.views.mixing)
     objective = (MixedObjective if mixed else Objective)(recipe, {**stage.context, **calls.context})
     parameters = [part for part in (*model.parameters(), *objective.parameters()) if part.requires_grad]
+    if not parameters:
+        raise RecipeError(
+            f"{recipe.name}, {stage.name}: nothing is left to train: the student has no parameters beside a frozen "
+            "last layer; use a student with a layer before its last one, or a projector (head: {projector: linear})"
+        )
     optimiser = stage.training.make_optimiser(parameters)
     rates = [float(group["lr"]) for group in optimiser.param_groups]
     run = RunState(recipe.name, stage.training.epochs, stage.name)
@@ -144,11 +160,13 @@ def train_stage(stage: Stage) -> Fitted:
         wrong = tensors.get("wrong")
 
     weights = None
-    if recipe.sampling != "shuffle":
+    if recipe.sampling == "posterior":
+        weights = stage.context["sample_weights"]
+    elif recipe.sampling != "shuffle":
         by = groups if recipe.sampling == "group_balanced" and groups is not None else labels
         weights = sampling_weights(recipe.sampling, by)
     bounds = batch_bounds(len(train), stage.training.batch_size)
-    run_calls = engine.place(calls, objective)
+    run_calls = engine.place(calls, objective, compiled["student"])
     needed = [name for name in (*columns, *stage.teacher_fields[0]) if name in recipe.needs or name == "labels"]
     with_inputs = "x" in recipe.needs
     for callback in stage.callbacks:
@@ -198,7 +216,7 @@ def train_stage(stage: Stage) -> Fitted:
         logits = batched_logits(model, validation_reader, len(validation))
         counts = _validate(record, logits, validation)
         run.history.append(record)
-        score = math.inf if stage.rule.score is None else stage.rule.score(counts)
+        score = stage.rule.of(counts, logits)
         if stage.rule.score is None:
             selected = epoch + 1
         elif score > best_score or best is None:
@@ -207,15 +225,18 @@ def train_stage(stage: Stage) -> Fitted:
         for callback in stage.callbacks:
             callback.on_epoch(run)
         if stage.checkpoint is not None and engine.first:
-            _keep(stage, model, objective, optimiser, run, best, best_score, selected, wrong, precision)
+            choices = {"precision": precision, "compile": compiled, "teacher_ways": stage.teacher_ways}
+            _keep(stage, model, objective, optimiser, run, best, best_score, selected, wrong, choices)
     calls.close()
+    if isinstance(run_calls, Compiled) and run_calls.failure is not None:
+        compiled = {"student": False, "student_note": f"it cannot be compiled: {run_calls.failure}"}
     if best is not None:
         model.load_state_dict(best)
     model.eval()
     for callback in stage.callbacks:
         callback.on_end(run)
     details = {} if wrong is None else {"wrong": wrong}
-    training = replace(stage.training, precision=precision)
+    training = chosen_training(stage.training, precision, compiled, stage.teacher_ways)
     return Fitted(
         model,
         recipe,
@@ -230,18 +251,23 @@ def train_stage(stage: Stage) -> Fitted:
     )
 
 
-def _in_order(column: Tensor, order: Tensor) -> Tensor | None:
+def _in_order(column: Column, order: Tensor) -> Tensor | None:
     """A column in the order of an epoch, so that each batch of it is a view; None where it is too large to copy."""
-    return column.index_select(0, order) if column.nbytes <= IN_ORDER else None
+    held = isinstance(column, Tensor) and column.nbytes <= IN_ORDER
+    return column.index_select(0, order) if held else None
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _choose_precision(stage: Stage, reader: InputReader) -> dict[str, Any]:
-    example = reader(torch.arange(min(stage.training.batch_size, len(stage.data.train))))
-    return choose_precision(stage.training.precision, stage.model, example, forward_mean)
+def _choices(stage: Stage, reader: InputReader) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The student's precision, and whether it is compiled."""
+    training, count = stage.training, len(stage.data.train)
+    example = reader(torch.arange(min(training.batch_size, count)))
+    precision = choose_precision(training.precision, stage.model, example, forward_mean)
+    steps = training.epochs * len(batch_bounds(count, training.batch_size))
+    return precision, choose_compile(training.compile, stage.model, stage.recipe.needs, example, steps, precision)
 
 
 def forward_mean(model: nn.Module, inputs: Any) -> Tensor:
@@ -310,7 +336,7 @@ def _keep(
     best_score: float,
     selected: int,
     wrong: Tensor | None,
-    precision: Mapping[str, Any],
+    choices: Mapping[str, Any],
 ) -> None:
     """Write everything the next epoch depends on. Random numbers are functions of (seed, epoch), so they need "
     "no state."""
@@ -329,22 +355,26 @@ def _keep(
         "best_score": best_score,
         "selected": selected,
         "optimiser": plain,
-        "precision": dict(precision),
+        **choices,
     }
     save_tensors(stage.checkpoint, held, state)
 
 
-def _restore(stage: Stage) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    if not stage.resume or stage.checkpoint is None or not stage.checkpoint.is_file():
+def restored(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The state of an interrupted run; None where its first epoch was never finished.
+
+    Raises:
+        CheckpointError: where the file belongs to another run.
+    """
+    if not path.is_file():
         return None
-    tensors, state = load_tensors(stage.checkpoint)
-    wanted = json.loads(json.dumps(stage.key, default=str))
+    tensors, state = load_tensors(path)
+    wanted = json.loads(json.dumps(key, default=str))
     found = state.get("key", {})
     if found != wanted:
         different = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         raise CheckpointError(
-            f"{stage.checkpoint}: belongs to another run (different: {', '.join(different)}); resume with the "
-            "same settings, "
+            f"{path}: belongs to another run (different: {', '.join(different)}); resume with the same settings, "
             "or use another folder"
         )
     return tensors, state

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from limbeck.errors import RecipeError, unknown_name
-from limbeck.recipe import Head, Identify, Recipe, Refit, Term, Weighting
+from limbeck.recipe import Arbitrate, Choose, Head, Identify, Recipe, Refit, Term, Weighting
 
 ONE_TWELFTH = 1 / 12
 """RLD's and DKD's warm-up: 20 of 240 epochs, as a share of training."""
@@ -263,6 +263,49 @@ def crd(weight: float = 0.8) -> Recipe:
     return Recipe(_beside_cross_entropy("crd", weight))
 
 
+# Who is wrong, the teacher or the label? ----------------------------------------------------------------------------
+
+
+def arbitration(
+    gamma: float = 0.7,
+    attribute: str | Sequence[str] | None = None,
+    judge: str = "auto",
+    noise: str = "shared",
+    distil: float = 0.0,
+    relations: float = 0.0,
+    temperature: float = 4.0,
+) -> Recipe:
+    terms = [Term.named("soft_cross_entropy", weight=1 - distil)]
+    if distil:
+        terms.append(Term.named("kl_divergence", weight=distil, temperature=temperature))
+    if relations:
+        terms.append(
+            Term.named("expected_refined_logits", weight=relations, temperature=temperature, warmup=ONE_TWELFTH)
+        )
+    names = None if attribute is None else (attribute,) if isinstance(attribute, str) else tuple(attribute)
+    step = Arbitrate(names, judge, gamma=gamma, noise=noise)
+    return Recipe(terms, arbitrate=step, sampling="posterior")
+
+
+def auto(attribute: str | Sequence[str] | None = None, judge: str = "auto", margin: float = 0.005) -> Recipe:
+    found: dict[str, Recipe] = {
+        "plain": erm(),
+        "group weights": group_balanced(),
+        "arbitration": arbitration(0.7, attribute, judge),
+        "arbitration, cells even": arbitration(1.0, attribute, judge),
+        "kd": kd(),
+        "kd alone": kd(alpha=1.0),
+        "rld": rld(),
+        "groupdistil": groupdistil(),
+        "dett": dett(projector="auto"),
+        "arbitration and kd": arbitration(0.7, attribute, judge, distil=0.5),
+        "arbitration and relations": arbitration(0.7, attribute, judge, relations=1.0),
+    }
+    candidates = tuple(recipe.replace(name=name) for name, recipe in found.items())
+    step = found["arbitration"].arbitrate
+    return Recipe([_cross_entropy()], arbitrate=step, choose=Choose(candidates, margin))
+
+
 PRESETS: Mapping[str, Preset] = {
     "rld": Preset(
         rld,
@@ -380,6 +423,22 @@ PRESETS: Mapping[str, Preset] = {
         labels="validation groups, as training data",
     ),
     "dedier": Preset(dedier, "Early readouts", "Tiwari et al. 2023, arXiv 2310.18590", "teacher and label"),
+    "arbitration": Preset(
+        arbitration,
+        "Arbitration: a posterior over the true class",
+        "this project",
+        "whoever is likelier to be right, per sample",
+        labels="attributes of training samples, validation groups",
+        note="docs/arbitration.md; attribute names what the label may be tied to",
+    ),
+    "auto": Preset(
+        auto,
+        "The best of a few recipes on validation, through arbitration",
+        "this project",
+        "whom validation says",
+        labels="attributes of training samples, validation groups",
+        note="trains its candidates one after the other; a teacher is used where it helps",
+    ),
     "agre_kd": Preset(
         agre_kd,
         "Adaptive group-robust ensemble distillation",

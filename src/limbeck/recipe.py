@@ -27,7 +27,7 @@ from limbeck.weighting.catalogue import WEIGHTINGS
 
 Plain = Mapping[str, Any]
 T = TypeVar("T")
-SAMPLINGS = ("shuffle", "group_balanced", "class_balanced")
+SAMPLINGS = ("shuffle", "group_balanced", "class_balanced", "posterior")
 TEACHER_FIELDS = ("teacher_logits", "teachers_logits", "teacher_features", "teacher_maps")
 
 
@@ -219,6 +219,64 @@ class Refit:
         object.__setattr__(self, "penalties", tuple(float(value) for value in self.penalties))
 
 
+@dataclass(frozen=True)
+class Arbitrate:
+    """Ask first who is wrong, the teacher or the label (`limbeck.arbitration`): the student's targets are the answer.
+
+    Args:
+        attribute: what the label may be tied to: a name or several; None for what the groups are made of besides it.
+        judge: what it stands on: `raw`, `teacher` (its features) or `auto`; an array of features is for
+            `limbeck.arbitrate`, whose result `limbeck.fit` takes.
+        folds, rounds, noise: see `limbeck.arbitrate`.
+        gamma: how far the weights even out the cells (attribute, class), 0 to 1.
+        protect: classes or groups by name with the share that may be corrected.
+    """
+
+    attribute: str | tuple[str, ...] | None = None
+    judge: str = "auto"
+    folds: int = 2
+    rounds: int = 5
+    gamma: float = 0.7
+    noise: str = "shared"
+    protect: Plain = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.attribute is not None:
+            names = [self.attribute] if isinstance(self.attribute, str) else self.attribute
+            object.__setattr__(self, "attribute", tuple(names))
+        object.__setattr__(self, "protect", dict(self.protect))
+        if not 0.0 <= self.gamma <= 1.0:
+            raise RecipeError(f"arbitrate: gamma is 0 (cells as they are) to 1 (all cells alike), found {self.gamma}")
+        if self.folds < 2 or self.rounds < 1:
+            raise RecipeError(f"arbitrate: needs two folds and a round at least, found {self.folds} and {self.rounds}")
+
+
+@dataclass(frozen=True)
+class Choose:
+    """Train each of a few recipes alike and keep the one that validation prefers.
+
+    Args:
+        candidates: recipes, simpler ones first; what a teacher or the data cannot support is left out.
+        margin: of the expected worst-group accuracy: within it of the best, the simpler one is kept.
+    """
+
+    candidates: tuple[Any, ...] = ()
+    margin: float = 0.005
+
+    def __post_init__(self) -> None:
+        from limbeck.presets import as_recipe
+
+        candidates = tuple(as_recipe(value) for value in self.candidates)
+        object.__setattr__(self, "candidates", candidates)
+        names = [candidate.name for candidate in candidates]
+        if not names or len(set(names)) < len(names):
+            raise RecipeError(f"choose: candidates need a name of their own each, and one at least: found {names}")
+        if any(candidate.choose is not None for candidate in candidates):
+            raise RecipeError("choose: a candidate chooses among candidates of its own: list those instead")
+        if self.margin < 0:
+            raise RecipeError(f"choose: margin is a share of 0 or more, found {self.margin}")
+
+
 def _as_term(value: Any, functions: Plain | None) -> Term:
     if isinstance(value, Term):
         return value
@@ -285,13 +343,15 @@ class Recipe:
         terms: what the student learns: names, mappings, functions or `Term`s.
         weighting: whom it listens to: a name, a mapping, a class or a `Weighting`.
         head: None, "transplant" or a `Head`: end in the teacher's frozen last layer.
-        sampling: `shuffle` (each sample once an epoch), or `group_balanced` / `class_balanced` (with replacement, a
-            sample of a group of n_g drawn with weight N/n_g).
+        sampling: `shuffle` (each sample once an epoch), `group_balanced` / `class_balanced` (with replacement, a
+            sample of a group of n_g drawn with weight N/n_g), or `posterior` (with the weights of `arbitrate`).
         identify: train a biased model first and hand its error set to the weighting.
         refit: refit the last layer afterwards on held-out, group-balanced samples.
         rounds: more than one repeats: round 1 is a plain student (or the teacher that is given), round t has the
             student of round t-1 as its teacher.
         start: `own` keeps the student's own initial weights, `teacher` begins at the teacher's where shapes agree.
+        arbitrate: ask first who is wrong, the teacher or the label; gives the field `targets`.
+        choose: train several recipes and keep the one that validation prefers; terms and weighting here are unused.
         name: how tables call it.
 
     Raises:
@@ -306,6 +366,8 @@ class Recipe:
     refit: Any = None
     rounds: int = 1
     start: str = "own"
+    arbitrate: Any = None
+    choose: Any = None
     name: str = "custom"
     functions: dataclasses.InitVar[Plain | None] = None
 
@@ -318,6 +380,8 @@ class Recipe:
         object.__setattr__(self, "head", _as_part("head", Head, self.head))
         object.__setattr__(self, "identify", _as_part("identify", Identify, self.identify))
         object.__setattr__(self, "refit", _as_part("refit", Refit, self.refit))
+        object.__setattr__(self, "arbitrate", _as_part("arbitrate", Arbitrate, self.arbitrate))
+        object.__setattr__(self, "choose", _as_part("choose", Choose, self.choose))
         self._check_itself()
 
     def _check_itself(self) -> None:
@@ -358,6 +422,12 @@ class Recipe:
                 "does not use "
                 "one; use the weighting 'upweight'"
             )
+        uses = "targets" in self.needs or self.sampling == "posterior"
+        if self.arbitrate is not None and not uses and self.choose is None:
+            raise RecipeError(
+                f"recipe {self.name!r}: arbitrate makes a posterior, and nothing uses it; use the term "
+                "'soft_cross_entropy', or sampling 'posterior'"
+            )
         if self.refit is not None and self.head is not None:
             raise RecipeError(
                 f"recipe {self.name!r}: a transplanted head is frozen, so it cannot be refitted; use one of the two"
@@ -377,11 +447,19 @@ class Recipe:
     def needs_teacher(self) -> bool:
         """Whether somebody must give a teacher (more rounds make their own)."""
         asks = self.head is not None or any(name in self.needs for name in TEACHER_FIELDS)
-        return asks and self.rounds == 1
+        asks = asks or (self.arbitrate is not None and self.arbitrate.judge == "teacher")
+        return asks and self.rounds == 1 and self.choose is None
+
+    @property
+    def takes_teacher(self) -> bool:
+        """Whether it learns from a teacher where there is one, and does without where there is none."""
+        return self.choose is not None and any(part.teacher_outputs for part in self.choose.candidates)
 
     @property
     def teacher_outputs(self) -> frozenset[str]:
         """What a teacher must supply: of logits, features, maps, head."""
+        if self.takes_teacher:
+            return frozenset({"logits"})
         wanted = {
             "teacher_logits": "logits",
             "teachers_logits": "teachers_logits",
@@ -417,6 +495,11 @@ class Recipe:
             RecipeError: saying why and what to use instead.
         """
         warnings = []
+        if self.arbitrate is None and ("targets" in self.needs or self.sampling == "posterior"):
+            raise RecipeError(
+                f"recipe {self.name!r} learns from a posterior over the true class, and nothing makes one: add "
+                "arbitrate: {}"
+            )
         if self.needs_groups and not groups:
             raise RecipeError(
                 f"recipe {self.name!r} needs the group of every training sample, and no groups are declared: "
@@ -458,10 +541,13 @@ class Recipe:
         """Plain data that `Recipe.from_dict` turns back into an equal recipe."""
         found: dict[str, Any] = {"name": self.name, "terms": [term.to_dict() for term in self.terms]}
         found["weighting"] = self.weighting.to_dict()
-        for name in ("head", "identify", "refit"):
+        for name in ("head", "identify", "refit", "arbitrate"):
             if (part := getattr(self, name)) is not None:
                 values = dataclasses.asdict(part)
                 found[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        if self.choose is not None:
+            candidates = [candidate.to_dict() for candidate in self.choose.candidates]
+            found["choose"] = {"candidates": candidates, "margin": self.choose.margin}
         for name, default in (("sampling", "shuffle"), ("rounds", 1), ("start", "own")):
             if getattr(self, name) != default:
                 found[name] = getattr(self, name)

@@ -18,6 +18,7 @@ from limbeck.views import Views
 OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "exponential", "step")
 PRECISIONS = ("float32", "bfloat16", "auto")
+COMPILES = ("auto",)
 Parameters = Iterable[nn.Parameter]
 
 
@@ -37,6 +38,11 @@ class Training:
         clip: largest norm of the gradient, or None.
         precision: `float32`; `bfloat16` autocasts the student; `auto` times both, and channels_last, for a moment at
             the start and keeps what pays (the choice is recorded and reused on resuming).
+        compile: whether the student and the frozen teacher are compiled, and the teacher's batch normalisation folded
+            into the layers before; `auto` tries each for a moment and keeps what pays within the run (recorded and
+            reused likewise).
+        teacher_memory: gigabytes that the teacher's outputs may take in memory. Larger ones are read from their store
+            batch by batch, to the same student; a teacher without a store is then asked live in every step.
         views: how training images are augmented, as `limbeck.views.Views` or plain data; None leaves them as they are.
     """
 
@@ -49,6 +55,8 @@ class Training:
     schedule: str | Callable[[int, int], float] = "cosine"
     clip: float | None = None
     precision: str | Mapping[str, Any] = "float32"
+    compile: str | bool | Mapping[str, Any] = False
+    teacher_memory: float = 2.0
     views: Views | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -59,10 +67,13 @@ class Training:
             )
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise ConfigError(f"training: learning_rate must be above 0, found {self.learning_rate}")
+        if not self.teacher_memory >= 0:
+            raise ConfigError(f"training: teacher_memory must not be below 0, found {self.teacher_memory}")
         for kind, value, known in (
             ("optimiser", self.optimiser, OPTIMISERS),
             ("schedule", self.schedule, SCHEDULES),
             ("precision", self.precision, PRECISIONS),
+            ("compile", self.compile, COMPILES),
         ):
             if isinstance(value, str) and value not in known:
                 raise ConfigError("training: " + unknown_name(kind, value, known))

@@ -30,6 +30,7 @@ from limbeck.evaluation.compare import (
     mcnemar,
     verdict,
 )
+from limbeck.evaluation.cost import Cost, Latency, measure_cost
 from limbeck.evaluation.counts import UNKNOWN_GROUP, GroupCounts, Worst
 from limbeck.evaluation.intervals import clopper_pearson, interval, seeds_interval, wilson, worst_group_interval
 from limbeck.evaluation.result import Evaluation, Row, Scores, evaluate
@@ -38,9 +39,11 @@ __all__ = [
     "UNKNOWN_GROUP",
     "Accuracies",
     "Comparison",
+    "Cost",
     "Difference",
     "Evaluation",
     "GroupCounts",
+    "Latency",
     "PairedCounts",
     "Row",
     "Scores",
@@ -60,6 +63,7 @@ __all__ = [
     "interval",
     "log_softmax",
     "mcnemar",
+    "measure_cost",
     "negative_log_likelihood",
     "paired_bootstrap",
     "percentile_interval",

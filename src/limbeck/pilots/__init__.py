@@ -6,6 +6,7 @@ from limbeck.pilots.estimate import Forecast, estimate
 from limbeck.pilots.progress import Lines, Quiet, Watcher
 from limbeck.pilots.result import PilotResult
 from limbeck.pilots.run import pilot, run_arms, run_pilot
+from limbeck.pilots.search import Range, Search
 
 __all__ = [
     "Arm",
@@ -14,6 +15,8 @@ __all__ = [
     "Lines",
     "PilotResult",
     "Quiet",
+    "Range",
+    "Search",
     "Watcher",
     "estimate",
     "pilot",

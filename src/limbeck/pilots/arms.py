@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from limbeck.augment import check_teacher_views, views_for
 from limbeck.errors import ConfigError, RecipeError
 from limbeck.fitting import check_student
 from limbeck.pilots.result import PLAIN
-from limbeck.presets import as_recipe
+from limbeck.presets import PRESETS, as_recipe
 from limbeck.recipe import Recipe
 from limbeck.teachers import as_teacher
 from limbeck.teachers import require as require_outputs
@@ -42,6 +42,8 @@ class Arm:
         training: how; None for a finished teacher.
         teachers: the keys of the arms it learns from; more than one only for recipes that weigh teachers.
         source: a finished teacher: a module, a table of probabilities, …
+        options: the recipe's hyper-parameters that may be searched.
+        vary: the recipe with other values of them.
     """
 
     key: str
@@ -52,6 +54,8 @@ class Arm:
     training: Training | None = None
     teachers: tuple[str, ...] = ()
     source: Any = None
+    options: tuple[str, ...] = ()
+    vary: Callable[[Mapping[str, Any]], Recipe] | None = None
 
 
 def plan(config: PilotConfig, models: str | Path | None = None) -> tuple[Data, list[Arm]]:
@@ -73,19 +77,34 @@ def plan(config: PilotConfig, models: str | Path | None = None) -> tuple[Data, l
         except RecipeError as error:
             raise RecipeError(f"recipes[{index}]: {error}") from error
         teachers = _teachers_of(entry, recipe, config)
-        arms += student_arms(entry.label, recipe, teachers, factory(config.student), training)
+        made = student_arms(entry.label, recipe, teachers, factory(config.student), training)
+        arms += [searchable(arm, entry.settings, functions) for arm in made]
     return data, with_plain_student(arms)
+
+
+def searchable(arm: Arm, settings: str | Mapping[str, Any], functions: Mapping[str, Any] | None = None) -> Arm:
+    """The arm with the way to change the hyper-parameters of the preset that its recipe came from."""
+    plain = {"recipe": settings} if isinstance(settings, str) else dict(settings)
+    preset = PRESETS.get(plain.get("recipe", ""))
+    if preset is None or arm.recipe is None:
+        return arm
+    name = arm.recipe.name
+
+    def vary(options: Mapping[str, Any]) -> Recipe:
+        return as_recipe({**plain, **options}, functions).replace(name=name)
+
+    return replace(arm, options=tuple(preset.options), vary=vary)
 
 
 def _teachers_of(entry: Any, recipe: Recipe, config: PilotConfig) -> list[str]:
     if entry.teachers:
-        if not recipe.teacher_outputs and recipe.rounds == 1:
+        if not (recipe.teacher_outputs or recipe.needs_teacher) and recipe.rounds == 1:
             raise RecipeError(
                 f"recipe {entry.label!r} takes nothing from a teacher, but names {', '.join(entry.teachers)}: "
                 "remove 'teacher'"
             )
         return list(entry.teachers)
-    return list(config.teachers) if recipe.needs_teacher else []
+    return list(config.teachers) if recipe.needs_teacher or recipe.takes_teacher else []
 
 
 def _teacher_arm(

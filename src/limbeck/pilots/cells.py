@@ -18,8 +18,10 @@ from limbeck.errors import CheckpointError
 from limbeck.evaluation import evaluate
 from limbeck.fitting import fit
 from limbeck.heads import TransplantedStudent
+from limbeck.ledgers import overhear
 from limbeck.models import load_weights
 from limbeck.pilots.arms import Arm
+from limbeck.pilots.records import write_ledger
 from limbeck.predict import predict_logits
 from limbeck.selection import SelectionRule
 
@@ -108,12 +110,13 @@ def run_cell(
         assert files.predictions is not None
         predictions = np.load(files.predictions, allow_pickle=False).astype(np.int64)
         files.remove_checkpoints()  # a kill between the record and this leaves them
-        return CellResult(done, predictions, _read_teacher(arm, files) if arm.role == "teacher" else None)
+        return CellResult(done, predictions, read_teacher(arm, files) if arm.role == "teacher" else None)
     if arm.source is not None:
         return _finished_teacher(arm, seed, data, files)
     assert arm.model is not None
     assert arm.recipe is not None
     assert arm.training is not None
+    teacher = overhear(teacher, views=arm.training.views is not None)
     fitted = fit(
         arm.model,
         data,
@@ -135,8 +138,11 @@ def run_cell(
         "history": fitted.history,
         "details": {name: value for name, value in fitted.details.items() if name != "wrong"},
         "precision": fitted.training.precision,
+        "compile": fitted.training.compile,
         "warnings": fitted.warnings,
     }
+    if files.folder is not None and arm.role != "trial":
+        record["warnings"] = [*fitted.warnings, *write_ledger(files.folder, arm, seed, fitted, data, teacher)]
     if files.weights is not None:
         shown = {name: record["test"][name] for name in ("average", "worst_group", "worst_group_name")}
         fitted.save(
@@ -174,12 +180,13 @@ def _finished_teacher(arm: Arm, seed: int, data: Data, files: CellFiles) -> Cell
     module = getattr(teacher, "module", None)
     parameters = None if module is None else sum(part.numel() for part in module.parameters())
     record |= {"seed": seed, "selected_epoch": None, "seconds": 0.0, "parameters": parameters, "history": []}
-    record |= {"details": {}, "warnings": [], "precision": None}
+    record |= {"details": {}, "warnings": [], "precision": None, "compile": False}
     _keep(files, record, predictions)
     return CellResult(record, predictions, teacher)
 
 
-def _read_teacher(arm: Arm, files: CellFiles) -> Any:
+def read_teacher(arm: Arm, files: CellFiles) -> Any:
+    """The teacher of a complete cell: the finished one it came as, or the model that the cell kept."""
     if arm.source is not None:
         return arm.source
     assert files.weights is not None

@@ -16,7 +16,7 @@ from limbeck.callbacks import RunState
 from limbeck.fitting import fit
 from limbeck.modes import evaluating
 from limbeck.pilots.arms import Arm, built, check_arms
-from limbeck.pilots.run import one_thread
+from limbeck.pilots.schedule import one_thread
 from limbeck.predict import InputReader, batched_logits, call_model
 from limbeck.teachers import Teacher, as_teacher, collect
 from limbeck.training import Training, batch_bounds
@@ -187,6 +187,8 @@ def _arm(arm: Arm, data: Data, sources: Mapping[str, Any]) -> ArmForecast:
         batch_size=training.batch_size,
         optimiser=training.optimiser,
         precision=training.precision,
+        compile=training.compile,
+        teacher_memory=training.teacher_memory,
         views=training.views,
         callbacks=[clock],
     )

@@ -16,6 +16,7 @@ from limbeck.errors import ConfigError
 from limbeck.pilots.arms import Arm, identity
 from limbeck.pilots.cells import CellResult
 from limbeck.pilots.result import PilotResult, history_rows
+from limbeck.pilots.search import Search
 from limbeck.plain import dump_plain
 from limbeck.selection import SelectionRule
 
@@ -33,6 +34,7 @@ def open_folder(
     configuration: Mapping[str, Any] | None,
     precision: Mapping[str, Any],
     resume: bool,
+    search: Search | None = None,
 ) -> None:
     """Begin a run folder, or make sure that it is of this very pilot; without `resume` it is emptied first."""
     if not resume and (folder / "run.json").is_file():
@@ -43,6 +45,7 @@ def open_folder(
         "selection": rule.name,
         "seeds": list(seeds),
         "arms": {arm.key: identity(arm) for arm in arms},
+        "search": None if search is None else search.to_dict(),
     }
     plan = json.loads(json.dumps(plan, default=str))
     path = folder / "run.json"

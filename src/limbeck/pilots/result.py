@@ -118,11 +118,21 @@ def history_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def validation_mean(row: Mapping[str, Any], metric: str) -> float:
-    """A model's mean over seeds of a validation metric; `last` and the like look at the average."""
-    name = metric if metric in ("average", "worst_group") else "average"
-    values = [run["validation"].get(name) for run in row["runs"]]
+    """A model's mean over seeds of what a selection rule looks at on validation, larger being better.
+
+    `last` looks at nothing, so that models are then compared on average.
+    """
+    values = [_validation(run["validation"], metric) for run in row["runs"]]
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else float("-inf")
+
+
+def _validation(measured: Mapping[str, Any], metric: str) -> float | None:
+    if metric in ("worst_class", "class_gap"):
+        classes = [row[k] / sum(row) for k, row in enumerate(measured["confusion"]) if sum(row)]
+        return (min(classes) if metric == "worst_class" else min(classes) - max(classes)) if classes else None
+    found = measured.get(metric if metric == "worst_group" else "average")
+    return None if found is None else float(found)
 
 
 def comparisons(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,18 +23,29 @@ from limbeck.pilots.arms import (
     Arm,
     ModelFactory,
     built,
-    card_of,
     check_arms,
     plan,
+    searchable,
     student_arms,
-    taught_by,
     teacher_key,
     with_plain_student,
 )
-from limbeck.pilots.cells import CellFiles, CellResult, run_cell
+from limbeck.pilots.cells import CellResult
 from limbeck.pilots.folder import open_folder, recorded_precision, write_results
 from limbeck.pilots.progress import Quiet, Watcher
+from limbeck.pilots.records import Records
 from limbeck.pilots.result import PLAIN, PilotResult, comparisons, validation_mean, verdict
+from limbeck.pilots.schedule import (
+    Job,
+    Order,
+    in_order,
+    one_thread,
+    precision_key,
+    run_cells,
+    with_precision,
+    with_variants,
+)
+from limbeck.pilots.search import Search, Variant, run_search
 from limbeck.predict import InputReader
 from limbeck.presets import as_recipe
 from limbeck.recipe import Recipe
@@ -55,6 +66,7 @@ def pilot(
     seeds: int | Sequence[int] = 3,
     training: Training | None = None,
     selection: str | SelectionRule | None = None,
+    search: Search | None = None,
     output: str | Path | None = None,
     name: str = "pilot",
     progress: Watcher | None = None,
@@ -69,6 +81,7 @@ def pilot(
         seeds: how many, or which.
         training: the same for all; `Training()` by default.
         selection: of epochs and for the verdict, on validation.
+        search: of settings, on validation, before the seeds are run; every recipe gets the same number of trials.
         output: a run folder; finished cells in it are never computed again.
         name: of the pilot.
         progress: told of what happens.
@@ -85,11 +98,12 @@ def pilot(
     training = training or Training()
     for entry in recipes:
         recipe = as_recipe(entry)
-        asks = recipe.needs_teacher
-        arms += student_arms(recipe.name, recipe, list(sources) if asks else [], student, training)
+        asks = recipe.needs_teacher or recipe.takes_teacher
+        made = student_arms(recipe.name, recipe, list(sources) if asks else [], student, training)
+        arms += made if isinstance(entry, Recipe) else [searchable(arm, entry) for arm in made]
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     folder = None if output is None else Path(output)
-    return run_arms(data, arms, chosen, selection=selection, folder=folder, name=name, progress=progress)
+    return run_arms(data, arms, chosen, selection=selection, folder=folder, name=name, progress=progress, search=search)
 
 
 def run_pilot(
@@ -99,6 +113,8 @@ def run_pilot(
     models: str | Path | None = None,
     resume: bool = True,
     progress: Watcher | None = None,
+    workers: int | None = 1,
+    cluster: str | None = None,
 ) -> PilotResult:
     """Run the pilot of a configuration.
 
@@ -108,6 +124,10 @@ def run_pilot(
         models: a Python file of the user's own models, terms and weightings.
         resume: go on with what the folder holds; False empties it first.
         progress: told of what happens.
+        workers: how many processes train at once, each on one thread; None takes one a core where there is enough to
+            do. The result is the same to the byte. A script that asks for more than one keeps what it starts under
+            `if __name__ == "__main__":`, because each process imports it.
+        cluster: the address of a Ray cluster whose nodes share the run folder, or `local` for one started here.
 
     Raises:
         LimbeckError: where the parts do not fit, before any training.
@@ -123,6 +143,10 @@ def run_pilot(
         progress=progress,
         configuration=config.to_dict(),
         resume=resume,
+        models=models,
+        workers=workers,
+        search=None if config.search is None else config.search.built(),
+        cluster=cluster,
     )
 
 
@@ -140,6 +164,10 @@ def run_arms(
     progress: Watcher | None = None,
     configuration: Mapping[str, Any] | None = None,
     resume: bool = True,
+    models: str | Path | None = None,
+    workers: int | None = 1,
+    search: Search | None = None,
+    cluster: str | None = None,
 ) -> PilotResult:
     """Run every arm with every seed, teachers first, and compare.
 
@@ -147,18 +175,21 @@ def run_arms(
     results do not depend on the number of cores.
     """
     with one_thread():
-        return _run_arms(data, arms, seeds, selection, folder, name, progress, configuration, resume)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread of torch inside, as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return _run_arms(
+            data,
+            arms,
+            seeds,
+            selection,
+            folder,
+            name,
+            progress,
+            configuration,
+            resume,
+            models,
+            workers,
+            search,
+            cluster,
+        )
 
 
 def _run_arms(
@@ -171,6 +202,10 @@ def _run_arms(
     progress: Watcher | None,
     configuration: Mapping[str, Any] | None,
     resume: bool,
+    models: str | Path | None,
+    workers: int | None,
+    search: Search | None,
+    cluster: str | None,
 ) -> PilotResult:
     started = time.perf_counter()
     watcher = progress or Quiet()
@@ -179,51 +214,99 @@ def _run_arms(
     data.check(splits=("train", "validation", "test"))
     warnings = check_arms(arms, data)
     choices = {} if folder is None else recorded_precision(folder)
-    arms = [_with_precision(arm, data, choices) for arm in arms]
+    _choose_precision(arms, data, choices)
+    arms = with_precision(arms, choices)
     if folder is not None:
-        open_folder(folder, name, arms, seeds, data, rule, configuration, choices, resume)
+        open_folder(folder, name, arms, seeds, data, rule, configuration, choices, resume, search)
+    records = Records(folder)
+    records.begin(name, data, arms, seeds, rule, configuration)
+    by_key = {arm.key: arm for arm in arms}
+    order = _order(configuration, models, folder, choices)
+    searched: dict[str, Any] | None = None
+    if search is not None:
+        trials = Job(name, data, by_key, rule, folder, configuration)
+        runner = _Trials(trials, seeds[0], watcher, order, workers, cluster)
+        course, told = run_search(search, [arm for arm in arms if arm.role != "teacher"], rule.name, runner)
+        warnings += told
+        searched = course.to_dict(search, rule.name, seeds[0])
+        by_key = with_variants(by_key, course.chosen())
+        arms = [by_key[arm.key] for arm in arms]
+        order = _with_variants(order, course.chosen())
     results: dict[str, list[CellResult]] = {arm.key: [] for arm in arms}
     watcher.begin(name, [arm.label for arm in arms], len(seeds))
-    card = {"pilot": name, "data": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
-    card["inputs_shape"] = data.sample_shape
-    for seed in seeds:
-        teachers: dict[str, Any] = {}
-        for arm in sorted(arms, key=lambda arm: arm.role != "teacher"):
-            watcher.cell(arm.label, seed)
-            result = run_cell(
-                arm,
-                seed,
-                data,
-                taught_by(arm, teachers),
-                selection=rule,
-                files=CellFiles(folder, arm.key, seed),
-                callbacks=watcher.callbacks,
-                card=card | {"arm": arm.key} | card_of(arm, configuration),
-            )
-            if arm.role == "teacher":
-                teachers[arm.key] = result.teacher
-            result.teacher = None
-            results[arm.key].append(result)
-            watcher.done(arm.label, seed, result.record)
+    job = Job(name, data, by_key, rule, folder, configuration)
+    for arm, seed, result in run_cells(job, in_order(arms, seeds), watcher, order, workers, cluster):
+        results[arm.key].append(result)
+        records.cell(arm, seed, result.record)
+        watcher.done(arm.label, seed, result.record)
+    for cells in results.values():
+        cells.sort(key=lambda cell: list(seeds).index(cell.record["seed"]))
     record = _record(name, data, arms, results, seeds, rule, warnings, time.perf_counter() - started)
     watcher.end()
+    if searched is not None:
+        record["search"] = searched
     if configuration is not None:
         record |= {"command": "limbeck pilot config.yaml", "configuration": dict(configuration)}
     outcome = PilotResult(record, folder)
     if folder is not None:
         write_results(outcome, data, results, configuration)
+        records.end(outcome.verdict)
     return outcome
 
 
-def _with_precision(arm: Arm, data: Data, choices: dict[str, Any]) -> Arm:
-    """The arm with `precision: auto` decided: once a model, so that all recipes train in the same one."""
-    if arm.training is None or arm.training.precision != "auto":
-        return arm
-    key = arm.key if arm.role == "teacher" else "student"
-    if key not in choices:
-        example = InputReader(data.train)(torch.arange(min(arm.training.batch_size, len(data.train))))
-        choices[key] = choose_precision("auto", built(arm), example, forward_mean)
-    return replace(arm, training=replace(arm.training, precision=choices[key]))
+def _order(
+    configuration: Mapping[str, Any] | None, models: str | Path | None, folder: Path | None, choices: Mapping[str, Any]
+) -> Order | None:
+    """What other processes need; None for a pilot of modules, which are only here, or one that keeps nothing."""
+    if configuration is None or folder is None:
+        return None
+    user = None if models is None else str(Path(models).resolve())
+    return Order(json.dumps(dict(configuration)), user, str(folder.resolve()), json.dumps(dict(choices)))
+
+
+def _with_variants(order: Order | None, variants: Sequence[Variant]) -> Order | None:
+    if order is None:
+        return None
+    return replace(order, variants=json.dumps([variant.to_dict() for variant in variants]))
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Trains variants of the arms with one seed, their teachers first."""
+
+    job: Job
+    seed: int
+    watcher: Watcher
+    order: Order | None
+    workers: int | None
+    cluster: str | None
+
+    def __call__(self, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+        """The record of each variant, in their order."""
+        every = with_variants(self.job.arms, variants)
+        trials = [every[variant.key] for variant in variants]
+        needed = {key for arm in trials for key in arm.teachers}
+        arms = [*(arm for key, arm in self.job.arms.items() if key in needed), *trials]
+        self.watcher.begin(f"{self.job.name}, search", [arm.label for arm in arms], 1)
+        order = _with_variants(self.order, variants)
+        job = replace(self.job, arms=every)
+        records = {}
+        for arm, seed, result in run_cells(
+            job, in_order(arms, [self.seed]), self.watcher, order, self.workers, self.cluster
+        ):
+            records[arm.key] = result.record
+            self.watcher.done(arm.label, seed, result.record)
+        self.watcher.end()
+        return [records[variant.key] for variant in variants]
+
+
+def _choose_precision(arms: Sequence[Arm], data: Data, choices: dict[str, Any]) -> None:
+    """Decide `precision: auto` for the models that have no choice yet."""
+    for arm in arms:
+        key = precision_key(arm)
+        if arm.training is not None and arm.training.precision == "auto" and key not in choices:
+            example = InputReader(data.train)(torch.arange(min(arm.training.batch_size, len(data.train))))
+            choices[key] = choose_precision("auto", built(arm), example, forward_mean)
 
 
 def _record(

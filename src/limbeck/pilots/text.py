@@ -34,7 +34,19 @@ def result_table(record: Mapping[str, Any], width: int = 110) -> str:
         )
     buffer = io.StringIO()
     Console(file=buffer, width=width).print(table)
-    return buffer.getvalue().rstrip("\n")
+    return "\n".join([buffer.getvalue().rstrip("\n"), *_searched(record)])
+
+
+def _searched(record: Mapping[str, Any]) -> list[str]:
+    """A line a recipe: the settings that validation chose, and of how many."""
+    search = record.get("search")
+    if not search:
+        return []
+    lines = ["", f"settings chosen on validation, {search['seconds']:.0f} s of trials:"]
+    for key, settings in search["chosen"].items():
+        shown = ", ".join(f"{name} {value}" for name, value in settings.items())
+        lines.append(f"  {key}: {shown} (of {len(search['tried'][key])})")
+    return lines
 
 
 def _spread(values: Sequence[float | None]) -> str:

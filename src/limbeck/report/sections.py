@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from limbeck.report import charts, numbers, tables
+from limbeck.report.averaging import label_averaging
 from limbeck.report.blocks import Block, Card, Cell, Chart, Code, Facts, Folded, Line, Panels, Section, Text
 from limbeck.report.language import Language
 from limbeck.report.sentences import sentences
@@ -214,6 +215,7 @@ def methods(summary: Summary, t: Language) -> Section:
             ),
         ),
         Facts(t("facts.settings"), _pairs(result.get("settings"), t)),
+        Facts(t("facts.search"), _searched(result.get("search"), summary, t)),
         Facts(
             t("facts.run"),
             (
@@ -240,6 +242,27 @@ def methods(summary: Summary, t: Language) -> Section:
     return Section("methods", t("section.methods"), t("lead.methods"), kept)
 
 
+def _searched(search: Mapping[str, Any] | None, summary: Summary, t: Language) -> tuple[tuple[str, str], ...]:
+    """How settings were searched, and what was chosen for each recipe."""
+    if not search:
+        return ()
+    labels = {model.key: model.label for model in summary.models}
+    chosen = tuple(
+        (
+            labels.get(key, key),
+            f"{_plain(settings)} ({t('search.tried', count=len(search['tried'][key]))})",
+        )
+        for key, settings in search["chosen"].items()
+    )
+    return (
+        (t("fact.search_method"), str(search["method"])),
+        (t("fact.search_seed"), str(search["trained_with_seed"])),
+        *(((t("fact.halve_after"), str(search["halve_after"])),) if search.get("halve_after") else ()),
+        (t("fact.search_seconds"), numbers.duration(search["seconds"])),
+        *chosen,
+    )
+
+
 SECTIONS: tuple[Callable[[Summary, Language], Section | None], ...] = (
     plain_words,
     results,
@@ -252,6 +275,7 @@ SECTIONS: tuple[Callable[[Summary, Language], Section | None], ...] = (
     group_losses,
     mistakes,
     comparisons,
+    label_averaging,
     warnings,
     methods,
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.errors import RecipeError, TeacherError
@@ -15,6 +17,7 @@ from limbeck.modes import evaluating
 from limbeck.predict import call_model, logits_of
 from limbeck.teachers.base import Source
 from limbeck.teachers.fingerprints import module_fingerprint
+from limbeck.teachers.folding import folded
 from limbeck.teachers.probabilities import check_kind, logits_and_probabilities, refuse_probabilities
 
 
@@ -72,6 +75,9 @@ class ModuleTeacher(Source):
                     find_layer(module, name)
         self._head = None if kind == "features" else _head_name(module, layer)
         self._classes = self._count_classes(classes)
+        self._computing = self._folded = module
+        self._call: Callable[..., Any] | None = None
+        self._autocast = False
 
     @property
     def supplies(self) -> frozenset[str]:
@@ -97,17 +103,35 @@ class ModuleTeacher(Source):
         """Of weights, buffers and architecture; computed anew each time, since the module is the user's to change."""
         return module_fingerprint(self.module, "eval", self.kind, self._layer, self._maps, self._names)
 
+    def computed(self, how: Mapping[str, Any], example: Any) -> ModuleTeacher:
+        twin = copy.copy(self)
+        module = self.module
+        if how.get("channels_last"):
+            module = copy.deepcopy(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        twin._computing = module
+        twin._folded = (folded(module, self._on_device(example)) or module) if how.get("fold") else module
+        twin._call = torch.compile(twin._folded, dynamic=False) if how.get("compile") else None
+        twin._autocast = bool(how.get("autocast"))
+        return twin
+
     def outputs(self, x: Any, ids: Any, want: Sequence[str]) -> dict[str, Tensor]:
         inputs = self._on_device(x)
         found: dict[str, Tensor] = {}
-        with evaluating(self.module), ExitStack() as taps, _as_teacher_error():
-            features = self._feature_tap() if "features" in want and self.kind != "features" else None
+        taps_features = "features" in want and self.kind != "features"
+        tapped = taps_features or "maps" in want
+        # Folding takes layers away, and what is compiled calls no hooks: only what is not looked into is either.
+        module = self._computing if tapped else self._folded
+        with ExitStack() as taps, _as_teacher_error():
+            taps.enter_context(evaluating(module))
+            features = self._feature_tap(module) if taps_features else None
             if features is not None:
                 taps.callback(features.close)
-            maps = self._map_tap(inputs) if "maps" in want else None
+            maps = self._map_tap(module, inputs) if "maps" in want else None
             if maps is not None:
                 taps.callback(maps.close)
-            returned = call_model(self.module, inputs)
+            if self._autocast:
+                taps.enter_context(torch.autocast("cpu", torch.bfloat16))
+            returned = call_model(module if tapped or self._call is None else self._call, inputs)
             if features is not None:
                 found["features"] = self._vector(features.take())
             if maps is not None:
@@ -153,15 +177,15 @@ class ModuleTeacher(Source):
 
         return {name: moved(value) for name, value in x.items()} if isinstance(x, Mapping) else moved(x)
 
-    def _feature_tap(self) -> FeatureTap | LayerTap:
+    def _feature_tap(self, module: nn.Module) -> FeatureTap | LayerTap:
         if self._head is None and self._layer is not None:
-            return LayerTap(self.module, [self._layer])
-        return FeatureTap(self.module, self._head)
+            return LayerTap(module, [self._layer])
+        return FeatureTap(module, self._head)
 
-    def _map_tap(self, inputs: Any) -> LayerTap:
+    def _map_tap(self, module: nn.Module, inputs: Any) -> LayerTap:
         if not self._map_layers:
-            self._map_layers = (find_map_layer(self.module, inputs, self._head),)
-        return LayerTap(self.module, self._map_layers)
+            self._map_layers = (find_map_layer(module, inputs, self._head),)
+        return LayerTap(module, self._map_layers)
 
     def _vector(self, tapped: Any) -> Tensor:
         value = tapped[0] if isinstance(tapped, list | tuple) else tapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,11 @@ class _Members(Source):
     def accepts(self, data: Data) -> None:
         for teacher in self.teachers:
             accept(teacher, data)
+
+    def computed(self, how: Mapping[str, Any], example: Any) -> _Members:
+        twin = copy.copy(self)
+        twin.teachers = tuple(_computed(teacher, how, example) for teacher in self.teachers)
+        return twin
 
     def check(self, data: Data, want: Sequence[str] | None = None) -> None:
         """Each member's own check."""
@@ -161,6 +167,11 @@ class MappedTeacher(Source):
 
     def accepts(self, data: Data) -> None:
         accept(self.teacher, data)
+
+    def computed(self, how: Mapping[str, Any], example: Any) -> MappedTeacher:
+        twin = copy.copy(self)
+        twin.teacher = _computed(self.teacher, how, example)
+        return twin
 
     @property
     def supplies(self) -> frozenset[str]:
@@ -290,6 +301,10 @@ def _index(teacher: Teacher, wanted: Any) -> int:
             f"{describe(teacher)} has the classes 0..{teacher.classes - 1}, the mapping asks for {index}"
         )
     return index
+
+
+def _computed(teacher: Teacher, how: Mapping[str, Any], example: Any) -> Teacher:
+    return teacher.computed(how, example) if isinstance(teacher, Source) else teacher
 
 
 def _called(teacher: Teacher, index: int) -> str:

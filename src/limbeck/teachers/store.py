@@ -44,16 +44,20 @@ from limbeck.teachers.writing import (
     Plan,
     Report,
     Rows,
+    await_shards,
+    await_store,
     checksum,
     difference,
     encodings,
     finish,
     input_digests,
     partial_folder,
+    process_of,
     samples_first,
     state_of,
     transform_of,
     write_shards,
+    write_share,
 )
 
 if TYPE_CHECKING:
@@ -143,7 +147,8 @@ class Store:
 
         Written in a folder beside `path` that takes this name when it is complete; memory stays bounded by a batch.
         Where writing broke off, the same call goes on from the last finished shard, to the same bytes. A complete
-        store of the same teacher and data is opened instead.
+        store of the same teacher and data is opened instead. Under `torchrun` every process makes this call, writes
+        its share of the shards, and waits until the store is whole.
 
         Args:
             path: the folder to make.
@@ -159,16 +164,27 @@ class Store:
 
         Raises:
             TeacherError: where the teacher cannot supply these outputs for these data.
-            StoreError: where the folder holds something else, or the disk is too small.
+            StoreError: where the folder holds something else, the disk is too small, or another process of several
+                stopped writing.
         """
         path = Path(path)
         job = Job(teacher, data, as_names(want), dtype, views, augment, batch_size, shard_bytes)
         if path.exists():
             return cls._existing(path, job)
+        rank, processes = process_of()
+        if not resume and processes > 1:
+            raise StoreError(
+                f"resume=False would delete what other processes write to {path}: delete the folder beforehand"
+            )
         if not resume and partial_folder(path).exists():
             shutil.rmtree(partial_folder(path))
-        write_shards(path, job, progress)
-        finish(path)
+        if rank == 0:
+            write_shards(path, job, progress, (rank, processes))
+            await_shards(path)
+            finish(path)
+        else:
+            write_share(path, job, (rank, processes))
+            await_store(path)
         return cls.open(path, teacher, data, augment=augment)
 
     @staticmethod
@@ -453,6 +469,11 @@ class StoredTeacher(Source):
         if self.store.holds("head"):
             found.add("head")
         return frozenset(found)
+
+    @property
+    def shortened(self) -> bool:
+        """Whether its logits are the largest ones and one number for all others: no last layer makes those."""
+        return self.store.dtype.startswith("topk")
 
     @property
     def classes(self) -> int:

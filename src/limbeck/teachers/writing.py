@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "limbeck-store", 1
 MANIFEST, OUTPUTS = "manifest.json", "outputs.safetensors"
 _PLAN, _DONE = "plan.json", "done"
+PATIENCE = 1800.0
+"""Seconds that a process waits for others that finish no shard."""
+_PAUSE, _SETTLED = 0.05, 5.0
 
 Rows = NDArray[np.int64]
 Report = Callable[[int, int], None]
@@ -197,6 +201,57 @@ def write_shards(path: Path, job: Job, progress: bool | Report | None, part: tup
         writer.close()
 
 
+def process_of() -> tuple[int, int]:
+    """Which process this is, and of how many that share the work, as `torchrun` tells them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def write_share(path: Path, job: Job, part: tuple[int, int]) -> None:
+    """`write_shards` of a process that is not the first, which may find nothing left to do and the store whole."""
+    try:
+        write_shards(path, job, False, part)
+    except (StoreError, OSError):
+        # Where nothing was left, the first process may clear the folder away while this one looks into it.
+        until = time.monotonic() + _SETTLED
+        while not path.exists():
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE)
+
+
+def await_shards(path: Path) -> None:
+    """Wait until every shard is finished, by whichever process.
+
+    Raises:
+        StoreError: where none was finished for `PATIENCE` seconds.
+    """
+    partial = partial_folder(path)
+    shards = [] if (partial / MANIFEST).exists() else Plan.read(partial).shards()
+    _await(lambda: sum(_marker(partial, shard).exists() for shard in shards), len(shards), path)
+
+
+def await_store(path: Path) -> None:
+    """Wait until the first process has made the store `path`; raises as `await_shards` does."""
+    done = partial_folder(path) / _DONE
+    whole = 1 << 60
+    _await(lambda: whole if path.exists() else len(list(done.glob("*.json"))), whole, path)
+
+
+def _await(count: Callable[[], int], wanted: int, path: Path) -> None:
+    """Wait for others, as long as their work goes on: they share a disk and perhaps nothing else."""
+    before, since = count(), time.monotonic()
+    while before < wanted:
+        time.sleep(_PAUSE)
+        now = count()
+        if now != before:
+            before, since = now, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            raise StoreError(
+                f"another process stopped writing {partial_folder(path)} ({PATIENCE:.0f} s without a finished shard): "
+                "see its messages, and call Store.write again, it goes on from there"
+            )
+
+
 def finish(path: Path) -> None:
     """Make a folder whose shards are all written the store `path`, by one rename."""
     partial = partial_folder(path)
@@ -346,6 +401,10 @@ def _begun(path: Path, partial: Path, job: Job) -> Plan:
             write_at(file, values, plan.layout.entries[name].start)
         os.fsync(file.fileno())
     write_atomically(preparing / _PLAN, plan.to_json())
+    if path.exists():
+        # Another process has made the store whole meanwhile, and its folder has this name now.
+        shutil.rmtree(preparing, ignore_errors=True)
+        raise StoreError(f"the store {path} exists by now: open it")
     try:
         os.rename(preparing, partial)
     except OSError:

@@ -21,6 +21,7 @@ from limbeck.terms.noise import ELR, gce
 from limbeck.terms.partial import partial_label, partial_targets
 from limbeck.terms.rectified import la, lr, rc, rectified_bias, rectify
 from limbeck.terms.refined import decoupled, masked_correlation, nckd, refined_logits, sample_confidence, tckd
+from limbeck.terms.soft import expected_refined_logits, soft_cross_entropy
 
 __all__ = [
     "CATALOGUE",
@@ -36,6 +37,7 @@ __all__ = [
     "cross_entropy",
     "decoupled",
     "dist",
+    "expected_refined_logits",
     "feature_mse",
     "gce",
     "kl_divergence",
@@ -55,6 +57,7 @@ __all__ = [
     "refined_logits",
     "rkd",
     "sample_confidence",
+    "soft_cross_entropy",
     "standardise",
     "tckd",
     "tf_kd",

@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.terms._numerics import check, column, divergence, fixed, positive, precise
+from limbeck.terms._numerics import (
+    by_row,
+    check,
+    column,
+    divergence,
+    fixed,
+    positive,
+    precise,
+    short_rows,
+    softmax_,
+)
 
 
 def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
@@ -24,7 +34,23 @@ def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
         `[B]`, in nats.
     """
     check(student_logits, labels=labels)
+    if short_rows(student_logits.shape[1]) and student_logits.numel() >= _MANY:
+        return by_row(_kernel, _plain, student_logits, (column(labels),))
     return F.cross_entropy(precise(student_logits), labels.long(), reduction="none")
+
+
+_MANY = 1 << 13
+"""Logits from which whole-table operations pay for the call of a kernel."""
+
+
+def _kernel(student: Tensor, label: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    logs, p = softmax_(student.clone())
+    losses = logs.gather(1, label).neg_()
+    return losses.squeeze(1), p.scatter_add_(1, label, torch.full_like(losses, -1.0)) if wanted else None
+
+
+def _plain(student: Tensor, label: Tensor) -> Tensor:
+    return -torch.log_softmax(student, 1).gather(1, label).squeeze(1)
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:

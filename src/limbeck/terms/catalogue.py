@@ -23,6 +23,7 @@ from limbeck.terms.noise import ELR, gce
 from limbeck.terms.partial import partial_label
 from limbeck.terms.rectified import la, lr, rc, rectified_bias
 from limbeck.terms.refined import decoupled, masked_correlation, nckd, refined_logits, sample_confidence, tckd
+from limbeck.terms.soft import expected_refined_logits, soft_cross_entropy
 
 FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -30,6 +31,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "teacher_logits": "the teacher's logits [B, C]",
         "teachers_logits": "the logits of several teachers [T, B, C]",
         "labels": "the given labels [B]",
+        "targets": "a distribution over classes for each sample, from arbitration [B, C]",
         "groups": "the group of each sample [B], -1 where unknown",
         "ids": "the stable id of each sample [B]",
         "rows": "the position of each sample in the training split [B]",
@@ -203,6 +205,19 @@ CATALOGUE: Mapping[str, TermInfo] = MappingProxyType(
             per_sample=False,
             trusts="teacher",
             note="beside cross entropy; memory grows with the cube of the batch",
+        ),
+        "soft_cross_entropy": TermInfo(
+            soft_cross_entropy,
+            "soft targets of Hinton et al., arXiv 1503.02531, section 2",
+            trusts="the posterior of arbitration",
+            note="needs the step `arbitrate`",
+        ),
+        "expected_refined_logits": TermInfo(
+            expected_refined_logits,
+            "Sun et al., ICCV 2025, arXiv 2408.07703, as an expectation",
+            trusts="the posterior of arbitration",
+            note="beside soft_cross_entropy; needs the step `arbitrate`",
+            note_two_classes="only the sample confidence is left of it: there is one other class",
         ),
         "crd": TermInfo(
             CRD,

@@ -1,0 +1,337 @@
+"""The model of arbitration: the shortcut is a prior, the input is the evidence, a matrix ties the label to the truth.
+
+An attribute s, the true class y ~ p(y|s), the input x given y, and the given label ỹ ~ N(·|y), independent of x and s
+given y. What is known of the truth of one sample is then
+
+    a_i(k) ∝ e_i(k)^scale · p(k|s_i) · N[k, ỹ_i]
+
+with e_i(k) the evidence of a judge that has not learned the shortcut. Everything here is a pure function of float64
+arrays; nothing trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limbeck.errors import DataError
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+SCALES = (0.125, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+"""Where the scale of the evidence is looked for."""
+PSEUDO = 0.5
+"""Added to each entry of the expected table (true, given) before it is normalised to N."""
+TINY = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The scale of the evidence and the noise matrix of the largest marginal likelihood.
+
+    Attributes:
+        scale: of the log evidence.
+        noise: `[C, C]`, row the true class, column the given one.
+        by_stratum: `[S, C, C]`, shrunk to `noise`, or None where one matrix serves all.
+        class_probability: q `[n, C]`, before the label is looked at.
+        posterior: a `[n, C]`.
+        log_likelihood: log Σ_k q_i(k) N[k, ỹ_i] of each sample `[n]`, nats.
+        likelihood: its (weighted) mean.
+    """
+
+    scale: float
+    noise: Floats
+    by_stratum: Floats | None
+    class_probability: Floats
+    posterior: Floats
+    log_likelihood: Floats
+    likelihood: float
+
+
+def softmax(values: Floats) -> Floats:
+    """Softmax over the last axis."""
+    shifted = np.exp(values - values.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def normalised(values: Floats) -> Floats:
+    """Rows (of the last axis) that sum to 1."""
+    return np.asarray(values / values.sum(axis=-1, keepdims=True))
+
+
+def symmetric(classes: int, diagonal: float) -> Floats:
+    """A matrix that keeps a class with probability `diagonal` and takes every other one alike."""
+    return np.full((classes, classes), (1 - diagonal) / (classes - 1)) + np.eye(classes) * (
+        diagonal - (1 - diagonal) / (classes - 1)
+    )
+
+
+def posterior(log_evidence: Floats, prior: Floats, noise: Floats, given: Integers, scale: float = 1.0) -> Floats:
+    """a_i(k) ∝ e_i(k)^scale · p_i(k) · N_i[k, ỹ_i].
+
+    Args:
+        log_evidence: log e `[n, C]`, up to a constant a row.
+        prior: p(k|s_i) of each sample `[n, C]`.
+        noise: `[C, C]`, or one a sample `[n, C, C]`.
+        given: ỹ `[n]`.
+        scale: of the log evidence.
+
+    Returns:
+        `[n, C]`, rows sum to 1.
+    """
+    with np.errstate(divide="ignore"):  # what is impossible stays so, whatever the evidence
+        return softmax(scale * log_evidence + np.log(prior) + np.log(columns(noise, given)))
+
+
+def columns(noise: Floats, given: Integers) -> Floats:
+    """N[k, ỹ_i] for every sample and class, `[n, C]`."""
+    if noise.ndim == 3:
+        return np.asarray(noise[np.arange(len(given)), :, given])
+    return np.asarray(noise[:, given].T)
+
+
+def soft_counts(weights: Floats, stratum: Integers, strata: int, pseudo: float = 1.0) -> Floats:
+    """n(s, k) = Σ_i weights_i(k) + pseudo over the samples of stratum s, `[S, C]`."""
+    counts = np.full((strata, weights.shape[1]), pseudo)
+    np.add.at(counts, stratum, weights)
+    return counts
+
+
+def balanced_weights(target: Floats, counts: Floats, stratum: Integers, gamma: float) -> Floats:
+    """W_i(k) = a_i(k)·(mean n / n(s_i, k))^γ, scaled to one a sample on average.
+
+    Flattens the soft table of (stratum, class) by the power γ: 0 leaves it as it is, 1 gives every cell the same mass.
+
+    Args:
+        target: a `[n, C]`.
+        counts: n `[S, C]`.
+        stratum: s `[n]`.
+        gamma: γ, 0 to 1.
+    """
+    weights = target * ((counts.mean() / counts) ** gamma)[stratum]
+    return np.asarray(weights * (len(target) / weights.sum()))
+
+
+def trained_under(counts: Floats, gamma: float) -> Floats:
+    """The prior `[S, C]` under which a judge was trained with `balanced_weights`: n^(1-γ), normalised per stratum."""
+    return normalised(counts ** (1 - gamma))
+
+
+def unmix(shares: Floats, noise: Floats, steps: int = 200) -> Floats:
+    """Class shares π with Nᵀπ nearest to the observed shares in KL divergence, by EM.
+
+    Args:
+        shares: of given labels `[..., C]`, rows sum to 1.
+        noise: `[C, C]`.
+        steps: of EM.
+    """
+    found = np.full_like(shares, 1 / shares.shape[-1])
+    for _ in range(steps):
+        found = normalised(found * ((shares / np.maximum(found @ noise, TINY)) @ noise.T) + TINY)
+    return found
+
+
+def first_prior(given: Integers, stratum: Integers, strata: int, classes: int, diagonal: float = 0.7) -> Floats:
+    """p(k|s) to begin with: the label shares of each stratum, unmixed by a rough symmetric noise, `[S, C]`."""
+    shares = normalised(soft_counts(np.eye(classes)[given], stratum, strata, pseudo=TINY))
+    return normalised(unmix(shares, symmetric(classes, diagonal)) + 0.002)
+
+
+def expected_noise(
+    class_probability: Floats,
+    given: Integers,
+    start: Floats,
+    *,
+    stratum: Integers | None = None,
+    strata: int = 1,
+    shrinkage: float = 100.0,
+    weights: Floats | None = None,
+    steps: int = 30,
+    pseudo: float = PSEUDO,
+) -> tuple[Floats, Floats | None]:
+    """The noise matrix by EM, with what each sample is before its label is looked at held fixed.
+
+    A stratum's matrix is the mode under a Dirichlet prior centred on the pooled one and worth `shrinkage` samples of
+    each class: where a stratum has few samples of a class, it says what all say.
+
+    Args:
+        class_probability: q `[n, C]`.
+        given: ỹ `[n]`.
+        start: `[C, C]`.
+        stratum: `[n]`, where every stratum has its own matrix.
+        strata: how many.
+        shrinkage: samples of a class that the pooled matrix is worth.
+        weights: of samples `[n]`, for a bootstrap.
+        steps: of EM.
+        pseudo: added to each entry.
+
+    Returns:
+        N `[C, C]`, and `[S, C, C]` or None.
+    """
+    classes = class_probability.shape[1]
+    labels = np.eye(classes)[given]
+    labels = labels if weights is None else labels * weights[:, None]
+    noise, own = start, None if stratum is None else np.repeat(start[None], strata, axis=0)
+    for _ in range(steps):
+        likely = columns(noise if own is None or stratum is None else own[stratum], given)
+        joint = class_probability * likely
+        joint = joint / np.maximum(joint.sum(axis=1, keepdims=True), TINY)
+        noise = normalised(joint.T @ labels + pseudo)
+        if stratum is not None:
+            tables = np.stack([joint[stratum == s].T @ labels[stratum == s] for s in range(strata)])
+            own = normalised(tables + shrinkage * noise)
+    return noise, own
+
+
+def fit(
+    log_evidence: Floats,
+    prior: Floats,
+    given: Integers,
+    start: Floats,
+    *,
+    stratum: Integers | None = None,
+    strata: int = 1,
+    shrinkage: float = 100.0,
+    weights: Floats | None = None,
+    scales: Sequence[float] = SCALES,
+    steps: int = 30,
+) -> Fit:
+    """Scale and noise by marginal likelihood Σ_i log Σ_k softmax(scale·log e_i + log p_i)_k N[k, ỹ_i].
+
+    EM for N inside, a grid for the scale; arguments as for `posterior` and `expected_noise`.
+    """
+    best: Fit | None = None
+    mass = np.ones(len(given)) if weights is None else weights
+    for scale in scales:
+        q = softmax(scale * log_evidence + np.log(np.maximum(prior, TINY)))
+        noise, own = expected_noise(
+            q, given, start, stratum=stratum, strata=strata, shrinkage=shrinkage, weights=weights, steps=steps
+        )
+        joint = q * columns(noise if own is None or stratum is None else own[stratum], given)
+        total = np.maximum(joint.sum(axis=1), TINY)
+        logs = np.log(total)
+        likelihood = float(mass @ logs / mass.sum())
+        if best is None or likelihood > best.likelihood:
+            best = Fit(scale, noise, own, q, joint / total[:, None], logs, likelihood)
+    if best is None:
+        raise DataError("the scale of the evidence is looked for among no values: give at least one")
+    return best
+
+
+def without_noise(log_evidence: Floats, prior: Floats, given: Integers, scales: Sequence[float] = SCALES) -> Fit:
+    """The fit where every label is right: N is the identity, the posterior is the label, the scale is free."""
+    classes = log_evidence.shape[1]
+    best: Fit | None = None
+    for scale in scales:
+        q = softmax(scale * log_evidence + np.log(np.maximum(prior, TINY)))
+        logs = np.log(np.maximum(q[np.arange(len(given)), given], TINY))
+        if best is None or logs.mean() > best.likelihood:
+            best = Fit(scale, np.eye(classes), None, q, np.eye(classes)[given], logs, float(logs.mean()))
+    assert best is not None
+    return best
+
+
+def noise_rate(noise: Floats, shares: Floats | None = None) -> float:
+    """The share of wrong labels, 1 - Σ_k π_k N[k, k]; classes count alike where no shares are given."""
+    diagonal = np.diagonal(noise, axis1=-2, axis2=-1)
+    return float(1 - (diagonal.mean() if shares is None else diagonal @ shares))
+
+
+def with_rate(noise: Floats, rate: float) -> Floats:
+    """The matrix whose wrong labels go where those of `noise` go, but whose mean rate is another one, `[C, C]`.
+
+    Rows keep their rates' proportions, cut so that no row is wrong more often than always.
+    """
+    classes = len(noise)
+    off = noise * (1 - np.eye(classes))
+    rows = off.sum(axis=1)
+    pattern = np.where(rows[:, None] > TINY, off / np.maximum(rows[:, None], TINY), symmetric(classes, 0.0))
+    share = rows / rows.mean() if rows.mean() > 1e-6 else np.ones(classes)
+    wanted = np.clip(rate * share, 0.0, 0.999)
+    return np.asarray(np.diag(1 - wanted) + wanted[:, None] * pattern)
+
+
+def rate_profile(
+    log_evidence: Floats,
+    stratum: Integers,
+    strata: int,
+    given: Integers,
+    found: Fit,
+    rates: Sequence[float],
+    *,
+    prior: Floats,
+    scales: Sequence[float] = SCALES,
+    steps: int = 20,
+) -> Floats:
+    """Mean log likelihood for each noise rate, with scale and prior p(k|s) free to make up for it, `[R]`.
+
+    What can be made up for is not identified: a flat profile says that the labels do not tell this rate from that one.
+
+    Args:
+        log_evidence: `[n, C]`.
+        stratum, strata: s `[n]` and how many.
+        given: `[n]`.
+        found: the best fit, whose pattern of wrong labels is kept.
+        rates: mean rates of wrong labels.
+        prior: p(k|s) to begin with, `[S, C]`.
+        scales: of the evidence.
+        steps: of EM for the prior.
+    """
+    profile = []
+    for rate in rates:
+        likely = columns(with_rate(found.noise, rate), given)
+        best = -np.inf
+        for scale in scales:
+            boost, here = np.exp(scale * (log_evidence - log_evidence.max(axis=1, keepdims=True))), prior
+            for _ in range(steps):
+                weighted = boost * here[stratum]
+                q = weighted / weighted.sum(axis=1, keepdims=True)
+                joint = q * likely
+                total = joint.sum(axis=1, keepdims=True)
+                here = normalised(soft_counts(joint / np.maximum(total, TINY), stratum, strata, pseudo=1.0))
+            best = max(best, float(np.log(np.maximum(total, TINY)).mean()))
+        profile.append(best)
+    return np.array(profile)
+
+
+def candidates(target: Floats, mass: float = 0.9) -> NDArray[np.bool_]:
+    """The smallest set of classes of each sample that holds `mass` of its posterior, bool `[n, C]`: a partial label."""
+    order = np.argsort(-target, axis=1, kind="stable")
+    ordered = np.take_along_axis(target, order, axis=1)
+    before = np.cumsum(ordered, axis=1) - ordered
+    chosen = np.zeros(target.shape, bool)
+    np.put_along_axis(chosen, order, before < mass - TINY, axis=1)
+    return chosen
+
+
+def hold_back(
+    target: Floats, given: Integers, protected: NDArray[np.bool_], cap: float
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Keep what is moved away from given labels, in a protected set, within a share of it.
+
+    The surest corrections come first, until the mass that they move is `cap` times the size of the set; the other
+    samples of the set keep their given label.
+
+    Args:
+        target: a `[n, C]`.
+        given: ỹ `[n]`.
+        protected: bool `[n]`.
+        cap: share, 0 to 1.
+
+    Returns:
+        New targets `[n, C]`, and which samples were held back though something else was likelier, bool `[n]`.
+    """
+    rows = np.flatnonzero(protected)
+    moved = 1 - target[rows, given[rows]]
+    order = np.argsort(-moved, kind="stable")
+    allowed = np.cumsum(moved[order]) <= cap * len(rows) + TINY
+    pinned = rows[order[~allowed]]
+    changed = target.copy()
+    changed[pinned] = np.eye(target.shape[1])[given[pinned]]
+    held = np.zeros(len(target), bool)
+    held[pinned] = target[pinned].argmax(axis=1) != given[pinned]
+    return changed, held

@@ -1,0 +1,227 @@
+"""A pilot whose students are probes: every cell is trained together with the others, the rest is a pilot's."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from limbeck.checkpoint import write_json
+from limbeck.errors import ConfigError
+from limbeck.evaluation import evaluate
+from limbeck.heads import TransplantedStudent
+from limbeck.loop import Fitted
+from limbeck.pilots.arms import Arm, card_of, check_arms, plan, taught_by, with_plain_student
+from limbeck.pilots.cells import CellFiles, run_cell
+from limbeck.pilots.folder import open_folder
+from limbeck.pilots.progress import Watcher
+from limbeck.pilots.records import Records
+from limbeck.pilots.result import PilotResult
+from limbeck.pilots.run import run_arms
+from limbeck.pilots.schedule import one_thread
+from limbeck.predict import predict_logits
+from limbeck.probes.averaging import label_averaging, partial_label_notes
+from limbeck.probes.cells import train_cells
+from limbeck.probes.stages import Cell, holds_vectors
+from limbeck.selection import SelectionRule, selection_rule
+
+if TYPE_CHECKING:
+    from limbeck.config import PilotConfig
+    from limbeck.data import Data
+
+Say = Callable[[str], None]
+
+
+def run_probes(
+    config: PilotConfig,
+    *,
+    output: str | Path | None = None,
+    models: str | Path | None = None,
+    resume: bool = True,
+    progress: Watcher | None = None,
+    say: Say | None = None,
+) -> PilotResult:
+    """Run the pilot of a configuration over vector features, all its cells together.
+
+    The folder, the verdict and the report are those of `run_pilot`; the results agree with it to about 1e-6. The report
+    also shows what averaging labels does to these features. Where a run was interrupted all cells are trained again:
+    they take seconds, and who was trained with whom stays the same, so the result does too.
+
+    Args:
+        config: validated, from `limbeck.config.load_config`; `precision: auto` is float32 here.
+        output: a run folder in place of the configuration's.
+        models: a Python file of the user's own models, terms and weightings.
+        resume: keep what the folder holds where it is complete; False empties it first.
+        progress: told of the finished cells.
+        say: told in a sentence what is trained.
+
+    Raises:
+        ConfigError: where the samples are not vectors.
+        LimbeckError: where the parts do not fit, before any training.
+    """
+    data, arms = plan(config, models)
+    return probe_arms(
+        data,
+        arms,
+        config.seeds,
+        selection=config.selection,
+        folder=Path(output) if output is not None else config.output_folder,
+        name=config.name,
+        progress=progress,
+        configuration=config.to_dict(),
+        resume=resume,
+        say=say,
+    )
+
+
+def probe_arms(
+    data: Data,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    *,
+    selection: str | SelectionRule | None,
+    folder: Path | None,
+    name: str,
+    progress: Watcher | None = None,
+    configuration: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    say: Say | None = None,
+) -> PilotResult:
+    """As `limbeck.pilots.run_arms`, with the cells of all seeds trained together; see `run_probes`."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as own:
+            kept = probe_arms(
+                data,
+                arms,
+                seeds,
+                selection=selection,
+                folder=Path(own) / "run",
+                name=name,
+                progress=progress,
+                configuration=configuration,
+                say=say,
+            )
+            return PilotResult(kept.record)
+    started = time.perf_counter()
+    _check_features(data)
+    arms = [_in_float32(arm) for arm in with_plain_student(arms)]
+    data.check(splits=("train", "validation", "test"))
+    check_arms(arms, data)
+    rule = selection_rule(selection, groups=data.groups is not None)
+    open_folder(folder, name, arms, seeds, data, rule, configuration, {}, resume)
+    with one_thread():
+        _train(data, arms, seeds, rule, folder, name, configuration, say or _quiet)
+        result = run_arms(
+            data,
+            arms,
+            seeds,
+            selection=rule,
+            folder=folder,
+            name=name,
+            progress=progress,
+            configuration=configuration,
+        )
+        record = result.record
+        record["averaging"] = label_averaging(data)
+    recipes = [arm.recipe for arm in arms if arm.recipe is not None]
+    record["warnings"] = list(dict.fromkeys([*record["warnings"], *partial_label_notes(data, recipes)]))
+    record["seconds"] = time.perf_counter() - started
+    if configuration is not None:
+        record["command"] = "limbeck probe config.yaml"
+    write_json(folder / "result.json", record)
+    result.report(folder / "report.html")
+    # The log names the files as they are now.
+    Records(folder).end(result.verdict)
+    return result
+
+
+def _quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def _check_features(data: Data) -> None:
+    if not holds_vectors(data):
+        raise ConfigError(
+            f"a probe is trained on vectors, and a sample of {data.name!r} has the shape {data.sample_shape}: take "
+            "frozen features of a network first (limbeck features CONFIG --model …), or run limbeck pilot"
+        )
+
+
+def _in_float32(arm: Arm) -> Arm:
+    """Timing precisions at a linear layer is not worth a step."""
+    if arm.training is None or arm.training.precision != "auto":
+        return arm
+    return replace(arm, training=replace(arm.training, precision="float32"))
+
+
+def _train(
+    data: Data,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    rule: SelectionRule,
+    folder: Path,
+    name: str,
+    configuration: Mapping[str, Any] | None,
+    say: Say,
+) -> None:
+    """Leave every cell's files in the folder, teachers first."""
+    card = {"pilot": name, "data": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
+    card["inputs_shape"] = data.sample_shape
+    teachers: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
+    for role in ("teachers", "students"):
+        wave = [arm for arm in arms if (arm.role == "teacher") == (role == "teachers")]
+        places = [(arm, seed, CellFiles(folder, arm.key, seed)) for arm in wave for seed in seeds]
+        trained = [place for place in places if place[0].source is None]
+        missing = [files.finished() is None for _, _, files in trained]
+        if any(missing):
+            say(f"training {len(trained)} {role} together")
+            cells = [_cell(arm, seed, data, taught_by(arm, teachers[seed])) for arm, seed, _ in trained]
+            for (arm, seed, files), fitted, wanted in zip(
+                trained, train_cells(cells, selection=rule), missing, strict=True
+            ):
+                if wanted:
+                    _keep(fitted, data, seed, files, card | {"arm": arm.key} | card_of(arm, configuration))
+        if role == "teachers":
+            for arm, seed, files in places:
+                cell = run_cell(arm, seed, data, None, selection=rule, files=files)
+                teachers[seed][arm.key] = cell.teacher
+
+
+def _cell(arm: Arm, seed: int, data: Data, teacher: Any) -> Cell:
+    assert arm.model is not None
+    assert arm.recipe is not None
+    assert arm.training is not None
+    return Cell(arm.model, data, arm.recipe, teacher, arm.training, seed)
+
+
+def _keep(fitted: Fitted, data: Data, seed: int, files: CellFiles, card: Mapping[str, Any]) -> None:
+    """The files of a finished cell, as `run_cell` leaves them."""
+    counts = None if data.train.groups is None else data.train.groups.counts()
+    logits = predict_logits(fitted.model, data.test)
+    judged = predict_logits(fitted.model, data.validation)
+    record: dict[str, Any] = {
+        "test": evaluate(logits, data.test, training_counts=counts).to_dict(),
+        "validation": evaluate(judged, data.validation, training_counts=counts).to_dict(),
+        "seed": seed,
+        "selected_epoch": fitted.selected_epoch,
+        "seconds": fitted.seconds,
+        "parameters": sum(part.numel() for part in fitted.model.parameters()),
+        "history": fitted.history,
+        "details": {name: value for name, value in fitted.details.items() if name != "wrong"},
+        "precision": fitted.training.precision,
+        "compile": fitted.training.compile,
+        "warnings": fitted.warnings,
+    }
+    assert files.weights is not None
+    assert files.predictions is not None
+    assert files.record is not None
+    shown = {name: record["test"][name] for name in ("average", "worst_group", "worst_group_name")}
+    fitted.save(files.weights, **card, test=shown, transplanted=isinstance(fitted.model, TransplantedStudent))
+    files.predictions.parent.mkdir(parents=True, exist_ok=True)
+    np.save(files.predictions, logits.argmax(1).astype(np.int32), allow_pickle=False)
+    write_json(files.record, record)

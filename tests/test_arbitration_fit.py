@@ -1,0 +1,387 @@
+"""Arbitration of small data, the student that learns from it, and the recipe that chooses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import limbeck as lb
+from limbeck.arbitration import Judge, arbitrate, expected_groups
+from limbeck.arbitration.judge import CrossFit
+from limbeck.choosing import pick
+from limbeck.data import inject
+from limbeck.errors import ConfigError, DataError, LimbeckError, RecipeError, TeacherError
+from limbeck.presets import as_recipe
+from limbeck.recipe import Recipe
+from limbeck.teachers import TableTeacher
+
+LINEAR = Judge(network=lambda: nn.Linear(6, 3), epochs=12, learning_rate=0.05)
+SHORT: dict[str, Any] = {"epochs": 3, "learning_rate": 0.05, "batch_size": 64}
+
+
+def make(noise: float, n: int = 1_500, seed: int = 0, aligned: float = 0.9) -> lb.Data:
+    """Three Gaussian classes, the side of a shortcut that agrees with most of a class, and noise in the labels."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    side = np.where(rng.random(n) < aligned, y, (y + rng.integers(1, 3, n)) % 3)
+    x = np.concatenate([2.5 * np.eye(3)[y], 1.5 * np.eye(3)[side]], axis=1) + rng.normal(size=(n, 6))
+    data = lb.Data(
+        x.astype(np.float32),
+        np.array(["cat", "dog", "elk"])[y],
+        attributes={"side": np.array(["a", "b", "c"])[side]},
+        groups=["label", "side"],
+        fractions=(0.6, 0.2, 0.2),
+        seed=seed,
+        name="made",
+    )
+    return inject.label_noise(data, rate=noise, seed=seed) if noise else data
+
+
+def student() -> nn.Module:
+    return nn.Linear(6, 3)
+
+
+@pytest.fixture(scope="module")
+def noisy() -> lb.Data:
+    return make(0.3)
+
+
+@pytest.fixture(scope="module")
+def found(noisy: lb.Data) -> lb.Arbitration:
+    return arbitrate(noisy, judge=LINEAR, rounds=4)
+
+
+# What is found --------------------------------------------------------------------------------------------------------
+
+
+def test_the_noise_is_found_and_most_wrong_labels_are_corrected(noisy: lb.Data, found: lb.Arbitration) -> None:
+    train = noisy.train
+    truth = train.columns["true_label"]
+    wrong = train.y != truth
+    assert found.noise_rate == pytest.approx(wrong.mean(), abs=0.05)
+    assert (found.posterior.argmax(axis=1) == truth).mean() > 0.9 > 0.75 > (~wrong).mean()
+    assert found.noise_gain[0] > 2 * found.noise_gain[1]
+    np.testing.assert_array_equal(found.ids, train.ids)
+    np.testing.assert_allclose(found.posterior.sum(axis=1), 1)
+    assert found.attribute == ("side",)
+    assert found.prior.shape == (3, 3)
+    assert found.weights.sum() == pytest.approx(len(truth))
+    # Posteriors mean what they say, more or less: the samples left open are wrong far more often.
+    mistaken = found.posterior.argmax(axis=1) != truth
+    assert abs((1 - found.posterior.max(axis=1)).mean() - mistaken.mean()) < 0.06
+    assert mistaken[found.uncertain].mean() > 3 * mistaken[~found.uncertain].mean()
+    assert 0 < found.spread.max() < 0.5
+
+
+def test_clean_labels_stay_as_they_are() -> None:
+    clean = make(0.0)
+    found = arbitrate(clean, judge=LINEAR, rounds=3, repeats=1)
+    assert found.noise_rate == 0
+    assert not found.corrected.any()
+    assert not found.uncertain.any()
+    np.testing.assert_array_equal(found.noise, np.eye(3))
+    assert found.identifiable == ("all labels are right" in found.reason)
+    targets, mass = found.student_targets(gamma=1.0)
+    np.testing.assert_array_equal(targets, np.eye(3)[clean.train.y])
+    cells = np.bincount(3 * clean.train.attributes["side"].codes + clean.train.y, mass, minlength=9)
+    assert cells.max() / cells.min() < 1.2
+
+
+def test_validation_labels_are_judged_too_and_may_be_cleaner(noisy: lb.Data, found: lb.Arbitration) -> None:
+    assert found.validation is not None
+    truth = noisy.validation.columns["true_label"]
+    assert (found.validation.posterior.argmax(axis=1) == truth).mean() > (noisy.validation.y == truth).mean() + 0.1
+    assert found.validation.noise_share >= 0.75
+    half = inject.label_noise(make(0.0), rate=0.3, splits=("train",))
+    judged = arbitrate(half, judge=LINEAR, rounds=3, repeats=1).validation
+    assert judged is not None
+    assert judged.noise_share <= 0.25
+
+
+def test_same_seed_same_bytes_and_inputs_stay_as_they_were(noisy: lb.Data) -> None:
+    before = noisy.fingerprint()
+    state = torch.random.get_rng_state()
+    one, two, other = (arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1, seed=seed) for seed in (3, 3, 4))
+    assert one.fingerprint() == two.fingerprint()
+    np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
+    assert (one.log_evidence != other.log_evidence).any()
+    np.testing.assert_array_equal(one.spread, two.spread)
+    assert torch.equal(state, torch.random.get_rng_state())
+    noisy._fingerprint = ""
+    assert noisy.fingerprint() == before
+
+
+def test_a_judge_never_sees_the_sample_that_it_judges(noisy: lb.Data) -> None:
+    """Other targets of a whole fold change what is said of the other one, and nothing of what is said of itself."""
+    court = CrossFit(noisy.with_groups(None), Judge(network=student, epochs=1), 2, 0)
+    weights = np.eye(3)[noisy.train.y]
+    fold = court.parts(0)[0][0]
+    changed = weights.copy()
+    changed[fold] = [0.0, 0.0, 2.0]
+    first, _ = court.log_probabilities(weights, "one")
+    second, _ = court.log_probabilities(changed, "one")
+    others = np.setdiff1d(np.arange(len(weights)), fold)
+    np.testing.assert_array_equal(first[fold], second[fold])
+    assert (first[others] != second[others]).any(axis=1).all()
+
+
+def test_protected_classes_are_corrected_no_further_than_allowed(noisy: lb.Data) -> None:
+    free, held = (
+        arbitrate(noisy, judge=LINEAR, rounds=3, repeats=1, protect=protect)
+        for protect in (None, {"elk": 0.02, "label=cat, side=b": 0.0})
+    )
+    elk, cell = noisy.train.y == 2, noisy.train.groups.index == noisy.train.groups.names.index("label=cat, side=b")
+    assert free.corrected[elk].mean() > 0.1
+    moved = 1 - held.targets[np.arange(len(elk)), held.given]
+    assert moved[elk].mean() <= 0.02
+    assert moved[cell].max() == 0
+    assert held.held_back.sum() > 0
+    assert set(held.to_dict()["held_back_ids"]) <= set(held.ids[elk | cell].tolist())
+    np.testing.assert_array_equal(held.targets[~(elk | cell)], held.posterior[~(elk | cell)])
+
+
+def test_a_matrix_of_each_group_where_one_group_is_mislabelled() -> None:
+    data = make(0.0, n=3_000)
+    by_side = data.with_groups("side")
+    one = inject.label_noise(by_side, rate=0.0, group={"side=b": 0.4}, seed=1).with_groups(["label", "side"])
+    found = arbitrate(one, judge=LINEAR, rounds=3, repeats=1, noise="per_group")
+    assert found.noise_by_stratum is not None
+    rates = 1 - np.diagonal(found.noise_by_stratum, axis1=1, axis2=2).mean(axis=1)
+    named = dict(zip(found.strata, rates, strict=True))
+    assert named["side=b"] > 0.2
+    assert named["side=b"] > max(named["side=a"], named["side=c"]) + 0.1
+
+
+def test_two_classes_are_said_to_be_weakly_identified() -> None:
+    data = make(0.0, n=6_000)
+    rows = np.flatnonzero(data.y < 2)
+    pair = lb.Data(
+        data.x[rows],
+        data.y[rows],
+        attributes={"side": data.attributes["side"].strings()[rows]},
+        groups=["label", "side"],
+        split=data.split[rows],
+        fractions=None,
+    )
+    judge = Judge(network=lambda: nn.Linear(6, 2), epochs=12, learning_rate=0.05)
+    found = arbitrate(inject.label_noise(pair, rate=0.25), judge=judge, rounds=4, repeats=1)
+    assert not found.identifiable
+    assert "two classes" in found.reason
+    assert "two classes" in repr(found)
+
+
+def test_features_teacher_features_and_no_attribute(noisy: lb.Data) -> None:
+    teacher = lb.fit(student, noisy, recipe="erm", **SHORT)
+    for basis in ({"judge": Judge("features", epochs=2), "features": noisy.x[:, :3]}, {"judge": Judge("teacher")}):
+        found = arbitrate(noisy, teacher, rounds=1, repeats=1, **basis)
+        assert found.basis == basis["judge"].basis
+        assert found.posterior.shape == (len(noisy.train), 3)
+    unknown = arbitrate(noisy.with_groups(None), judge=LINEAR, rounds=1, repeats=1)
+    assert unknown.attribute == ()
+    assert unknown.prior.shape == (1, 3)
+    discovered = arbitrate(noisy, attribute=noisy.attributes["side"].codes, judge=LINEAR, rounds=1, repeats=1)
+    assert discovered.prior.shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"attribute": "sides"}, DataError, "did you mean 'side'"),
+        ({"attribute": "label"}, DataError, "known without it"),
+        ({"attribute": np.zeros(3, np.int64)}, DataError, "one whole number a sample"),
+        ({"judge": "teacher"}, TeacherError, "no teacher is given"),
+        ({"judge": "features"}, ConfigError, "pass features"),
+        ({"judge": "row"}, ConfigError, "did you mean 'raw'"),
+        ({"features": np.zeros((3, 2))}, ConfigError, "expected \\[N, D\\]"),
+        ({"noise": "pergroup"}, ConfigError, "did you mean 'per_group'"),
+        ({"gamma": 2.0}, ConfigError, "gamma"),
+        ({"folds": 1}, ConfigError, "folds"),
+        ({"rounds": 0}, ConfigError, "a round"),
+        ({"protect": ["elf"]}, DataError, "did you mean 'elk'"),
+        ({"protect": {"elk": 2}}, DataError, "expected 0 to 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    noisy: lb.Data, settings: dict[str, Any], error: type[LimbeckError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        arbitrate(noisy, **settings)
+
+
+def test_the_record_is_plain_data(found: lb.Arbitration) -> None:
+    import json
+
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["samples"] == len(found.ids)
+    assert [record["round"] for record in told["history"]] == list(range(len(told["history"])))
+    assert told["history"][0]["hypothesis"] == "labels are right"
+    assert len(told["uncertain_ids"]) == found.uncertain.sum() == told["uncertain"]
+    assert "wrong labels" in repr(found)
+
+
+def test_expected_groups_of_declared_groups_and_of_a_flag_that_rests_on_the_label(
+    noisy: lb.Data, found: lb.Arbitration
+) -> None:
+    said = noisy.validation.columns["true_label"]
+    declared = expected_groups(found, noisy)
+    assert declared.names == noisy.groups.names
+    truth = noisy.validation.replace(y=np.array(noisy.classes)[said], classes=noisy.classes)
+    _, total, _ = declared.table(said)
+    assert np.abs(total - truth.groups.counts()).max() < 0.08 * len(said)
+    flag = np.where(noisy.attributes["side"].codes == noisy.y, "own", "other")
+    flagged = noisy.replace(attributes={"flag": flag}, groups=["label", "flag"])
+    sides = expected_groups(found, flagged)
+    assert sides.names[:2] == ("cat, attribute against", "cat, attribute for")
+    assert sides.table(said)[1].sum() == pytest.approx(total.sum())
+    assert sides.average(said) == pytest.approx(declared.average(said)) == pytest.approx(1.0, abs=0.1)
+    with pytest.raises(DataError, match="run arbitrate on these data"):
+        expected_groups(found, make(0.3, n=1_800, seed=1))
+
+
+# The student ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_student_learns_the_posterior_in_the_one_loop(noisy: lb.Data, found: lb.Arbitration) -> None:
+    fitted = lb.fit(student, noisy, recipe="arbitration", arbitration=found, **SHORT)
+    again = lb.fit(student, noisy, recipe="arbitration", arbitration=found, **SHORT)
+    assert all(torch.equal(a, b) for a, b in zip(fitted.model.parameters(), again.model.parameters(), strict=True))
+    assert fitted.selection == "worst_group, expected without label noise"
+    assert fitted.details["arbitration"]["noise_rate"] == found.noise_rate
+    assert fitted.arbitration is found
+    truth = noisy.test.columns["true_label"]
+    plain = lb.fit(student, noisy, recipe="erm", **SHORT)
+    right = [(lb.predict_logits(f, noisy.test).argmax(axis=1) == truth).mean() for f in (fitted, plain)]
+    assert right[0] > max(0.8, right[1] - 0.15)
+
+
+@pytest.mark.slow
+def test_the_recipe_arbitrates_where_nobody_has(noisy: lb.Data) -> None:
+    recipe = {"recipe": "arbitration", "gamma": 1.0, "attribute": "side"}
+    built = as_recipe(recipe)
+    quick = built.replace(arbitrate={"attribute": "side", "rounds": 1, "gamma": 1.0})
+    fitted = lb.fit(student, noisy, recipe=quick, epochs=1)
+    assert fitted.details["arbitration"]["attribute"] == ["side"]
+    assert Recipe.from_dict(built.to_dict()) == built
+
+
+def test_relations_and_distillation_beside_the_posterior(noisy: lb.Data, found: lb.Arbitration) -> None:
+    teacher = lb.fit(student, noisy, recipe="erm", **SHORT)
+    for options in ({"relations": 1.0}, {"distil": 0.5}):
+        recipe = {"recipe": "arbitration", **options}
+        fitted = lb.fit(student, noisy, teacher=teacher, recipe=recipe, arbitration=found, **SHORT)
+        assert np.isfinite(fitted.history[-1]["loss"])
+        with pytest.raises(RecipeError, match="none is given"):
+            lb.fit(student, noisy, recipe=recipe, arbitration=found, **SHORT)
+
+
+def test_resuming_gives_the_same_bytes(noisy: lb.Data, found: lb.Arbitration, tmp_path: Any) -> None:
+    class Stop:
+        def on_start(self, run: Any) -> None: ...
+        def on_epoch(self, run: Any) -> None:
+            if len(run.history) == 2:
+                raise KeyboardInterrupt
+
+        def on_end(self, run: Any) -> None: ...
+
+    settings = {"recipe": "arbitration", "arbitration": found, **SHORT}
+    straight = lb.fit(student, noisy, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        lb.fit(student, noisy, callbacks=[Stop()], checkpoint=tmp_path, **settings)
+    resumed = lb.fit(student, noisy, checkpoint=tmp_path, resume=True, **settings)
+    for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_parts_that_do_not_fit_are_refused(noisy: lb.Data, found: lb.Arbitration) -> None:
+    with pytest.raises(RecipeError, match="arbitrate"):
+        lb.fit(student, noisy, recipe={"name": "mine", "terms": ["soft_cross_entropy"]})
+    with pytest.raises(RecipeError, match="nothing uses it"):
+        Recipe(["cross_entropy"], arbitrate={})
+    with pytest.raises(RecipeError, match="name of their own"):
+        Recipe(["cross_entropy"], arbitrate={}, choose={"candidates": ["erm", "erm"]})
+    with pytest.raises(DataError, match="run arbitrate on these data"):
+        lb.fit(student, make(0.3, n=1_800, seed=1), recipe="arbitration", arbitration=found, **SHORT)
+    with pytest.raises(DataError, match="2 of 3 training samples were not arbitrated"):
+        found.select([found.ids[0], -1, 10**9])
+
+
+# The recipe that chooses ----------------------------------------------------------------------------------------------
+
+
+def choosing(*candidates: Any, margin: float = 0.005) -> Recipe:
+    quick = {"attribute": "side", "rounds": 1}
+    return Recipe(["cross_entropy"], arbitrate=quick, choose={"candidates": candidates, "margin": margin}, name="mine")
+
+
+def test_among_equals_the_simpler_one_is_kept() -> None:
+    assert pick([0.5, 0.504, 0.508], 0.005) == 1
+    assert pick([None, 0.4, 0.4], 0.0) == 1
+    assert pick([0.1, None, 0.9], 0.005) == 2
+
+
+def test_a_useless_teacher_is_not_used_and_a_good_one_may_be(noisy: lb.Data, found: lb.Arbitration) -> None:
+    """'No teacher' is one of the outcomes."""
+    wrong = np.eye(3)[(noisy.y + 1) % 3] * 4
+    right = np.eye(3)[noisy.columns["true_label"]] * 4
+    chosen = {}
+    for name, logits in (("useless", wrong), ("good", right)):
+        teacher = TableTeacher({"id": noisy.ids, "logits": logits}, "logits", classes=noisy.classes)
+        alone = {"recipe": "kd", "alpha": 1.0, "name": "teacher alone"}
+        recipe = choosing("gce", alone, "dett")
+        fitted = lb.fit(student, noisy, teacher=teacher, recipe=recipe, arbitration=found, **SHORT)
+        chosen[name] = fitted.details["chosen"]
+    assert chosen["useless"]["recipe"] == "gce"
+    useless, good = (
+        {row["recipe"]: row["score"] for row in chosen[name]["candidates"]}["teacher alone"] for name in chosen
+    )
+    assert good > useless + 0.1
+    left_out = chosen["good"]["candidates"][2]
+    assert left_out["score"] is None
+    assert "features" in left_out["left_out"]
+    assert "expected worst-group accuracy" in chosen["good"]["why"]
+    assert "times as often" in chosen["good"]["validation_labels"]
+
+
+def test_auto_without_a_teacher_leaves_out_what_needs_one(noisy: lb.Data, found: lb.Arbitration) -> None:
+    stages: list[str] = []
+
+    class Listen:
+        def on_start(self, run: Any) -> None:
+            stages.append(run.stage)
+
+        def on_epoch(self, run: Any) -> None: ...
+        def on_end(self, run: Any) -> None: ...
+
+    fitted = lb.fit(student, noisy, recipe="auto", arbitration=found, callbacks=[Listen()], **SHORT)
+    table = {row["recipe"]: row for row in fitted.details["chosen"]["candidates"]}
+    assert table["plain"]["score"] is not None
+    assert table["arbitration"]["score"] is not None
+    assert "learns from a teacher" in table["kd"]["left_out"]
+    assert fitted.details["chosen"]["recipe"] in table
+    assert "plain: student" in stages
+    assert any("auto" in warning for warning in fitted.warnings)
+    assert fitted.recipe.name == fitted.details["chosen"]["recipe"]
+
+
+@pytest.mark.slow
+def test_auto_is_plain_data_and_runs_in_a_pilot(noisy: lb.Data, tmp_path: Any) -> None:
+    recipe = choosing("erm", "arbitration")
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    auto = as_recipe("auto")
+    assert Recipe.from_dict(auto.to_dict()) == auto
+    assert auto.takes_teacher
+    assert not auto.needs_teacher
+    training = lb.Training(epochs=1, learning_rate=0.05)
+    result = lb.pilot(noisy, None, student, recipes=[recipe], seeds=1, training=training, output=tmp_path / "run")
+    run = next(row for row in result.record["models"] if row["label"].startswith("mine"))["runs"][0]
+    assert run["details"]["chosen"]["recipe"] in ("erm", "arbitration")
+    assert not any("no ledger" in warning for warning in run["warnings"])
+
+
+def test_a_recipe_without_a_usable_candidate_says_why(noisy: lb.Data, found: lb.Arbitration) -> None:
+    with pytest.raises(RecipeError, match="none of its candidates"):
+        lb.fit(student, noisy, recipe=choosing("kd"), arbitration=found, **SHORT)
