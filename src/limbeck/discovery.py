@@ -10,14 +10,12 @@ The methods themselves are in `limbeck.groups` and know arrays only.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scipy.special import softmax
 from torch import nn
 
@@ -29,6 +27,7 @@ from limbeck.fitting import fit
 from limbeck.groups import Discovery, GroupRule, Method, Seen, as_method, judge_groups, merge_small, rule_columns
 from limbeck.groups.seen import Floats
 from limbeck.models import build
+from limbeck.modes import one_thread
 from limbeck.recipe import Recipe
 from limbeck.teachers import as_teacher, collect
 from limbeck.training import Training
@@ -95,7 +94,7 @@ def discover_groups(
         )
     data.check()
     asked = _Asked(chosen, model, biased, recipe, training or TRAINING, folds, minimum)
-    with _one_thread():
+    with one_thread():
         first, *others = [asked.look(data.with_groups(None), seed + number) for number in range(repeats)]
     labels = data.y[first.held_out]
     quality = judge_groups(
@@ -119,17 +118,6 @@ def discover_groups(
         first.learned_from,
         quality,
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As a pilot trains: small models gain nothing from more, and results do not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Borrowing a module: evaluation mode for a while, and every part as it was afterwards."""
+"""Things that hold for a while and are as they were afterwards: a module's mode, the number of threads."""
 
 from __future__ import annotations
 
@@ -25,3 +25,14 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch inside: small models gain nothing from more, and results do not depend on the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

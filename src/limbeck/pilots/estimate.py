@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from limbeck.callbacks import RunState
 from limbeck.fitting import fit
-from limbeck.modes import evaluating
+from limbeck.modes import evaluating, one_thread
 from limbeck.pilots.arms import Arm, built, check_arms
-from limbeck.pilots.schedule import one_thread
 from limbeck.predict import InputReader, batched_logits, call_model
 from limbeck.teachers import Teacher, as_teacher, collect
 from limbeck.training import Training, batch_bounds

@@ -19,6 +19,7 @@ from limbeck import __version__
 from limbeck.engine import choose_precision
 from limbeck.errors import LimbeckError
 from limbeck.loop import forward_mean
+from limbeck.modes import one_thread
 from limbeck.pilots.arms import (
     Arm,
     ModelFactory,
@@ -39,7 +40,6 @@ from limbeck.pilots.schedule import (
     Job,
     Order,
     in_order,
-    one_thread,
     precision_key,
     run_cells,
     with_precision,

@@ -16,16 +16,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
 from limbeck.callbacks import Callback
 from limbeck.errors import LimbeckError, require
+from limbeck.modes import one_thread
 from limbeck.pilots.arms import Arm, card_of, plan, taught_by, with_plain_student
 from limbeck.pilots.cells import CellFiles, CellResult, read_teacher, run_cell
 from limbeck.pilots.progress import Watcher
@@ -45,17 +43,6 @@ Cell = tuple[Arm, int]
 """An arm and a seed."""
 Done = tuple[Arm, int, CellResult]
 """A cell and what came of it."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread of torch inside, as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from limbeck.errors import ConfigError
 from limbeck.evaluation import evaluate
 from limbeck.heads import TransplantedStudent
 from limbeck.loop import Fitted
+from limbeck.modes import one_thread
 from limbeck.pilots.arms import Arm, card_of, check_arms, plan, taught_by, with_plain_student
 from limbeck.pilots.cells import CellFiles, run_cell
 from limbeck.pilots.folder import open_folder
@@ -23,7 +24,6 @@ from limbeck.pilots.progress import Watcher
 from limbeck.pilots.records import Records
 from limbeck.pilots.result import PilotResult
 from limbeck.pilots.run import run_arms
-from limbeck.pilots.schedule import one_thread
 from limbeck.predict import predict_logits
 from limbeck.probes.averaging import label_averaging, partial_label_notes
 from limbeck.probes.cells import train_cells
