@@ -11,10 +11,11 @@ from torch import nn
 
 import limbeck as lb
 from limbeck.errors import ConfigError
-from limbeck.pilots import Range, Search, run_pilot
+from limbeck.pilots import Range, Search, estimate, plan, run_pilot
 from limbeck.pilots.arms import Arm, searchable
-from limbeck.pilots.search import Variant, run_search
+from limbeck.pilots.search import Variant, planned, run_search
 from limbeck.presets import as_recipe
+from limbeck.probes.run import run_probes
 from limbeck.training import Training
 from test_pilots import CONFIG, changed, content
 
@@ -169,3 +170,21 @@ def test_trials_in_processes_are_those_made_here(tmp_path: Path) -> None:
     assert there.folder is not None
     assert content(here.folder) == content(there.folder)
     assert CONFIG["seeds"] == [0, 1]
+
+
+def test_the_forecast_counts_the_trials() -> None:
+    data, arms = plan(changed())
+    search = Search({"learning_rate": (0.001, 0.01), "temperature": (1.0, 4.0, 8.0)})
+    found = estimate(data, arms, 2, search)
+    seconds = {arm.key: forecast.seconds for arm, forecast in zip(arms, found.arms, strict=True)}
+    assert found.search_seconds == pytest.approx(6 * seconds["kd"] + 2 * (seconds["erm"] + seconds["group_dro"]))
+    assert "search of settings" in str(found)
+    halved = Search({"learning_rate": (1.0, 2.0, 3.0)}, halve_after=3)
+    assert planned(halved, arm("erm"), [arm("erm")]) == pytest.approx(3 * 0.3 + 2)
+    with pytest.raises(ConfigError, match="unknown setting 'temprature'"):
+        estimate(data, arms, 2, Search({"temprature": (1.0,)}))
+
+
+def test_probes_say_that_they_do_not_search(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run limbeck pilot"):
+        run_probes(changed(search={"space": SPACE}), output=tmp_path / "run")

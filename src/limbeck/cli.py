@@ -200,7 +200,8 @@ def _forecast(config: PilotConfig, models: Path | None) -> Forecast:
     from limbeck.pilots import estimate, plan
 
     data, arms = plan(config, models)
-    return estimate(data, arms, len(config.seeds))
+    search = None if config.search is None else config.search.built()
+    return estimate(data, arms, len(config.seeds), search)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from limbeck.selection import SelectionRule
 
 if TYPE_CHECKING:
     from limbeck.data import Data
+    from limbeck.loop import Fitted
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,22 @@ def run_cell(
         checkpoint=files.checkpoints,
         resume=files.checkpoints is not None,
     )
+    notes = []
+    if files.folder is not None and arm.role != "trial":
+        notes = write_ledger(files.folder, arm, seed, fitted, data, teacher)
+    return keep_fitted(arm, fitted, seed, data, files, card or {}, notes)
+
+
+def keep_fitted(
+    arm: Arm,
+    fitted: Fitted,
+    seed: int,
+    data: Data,
+    files: CellFiles,
+    card: Mapping[str, Any],
+    notes: Sequence[str] = (),
+) -> CellResult:
+    """Evaluate what a cell trained, and write its files; `notes` are warnings beside the training's own."""
     record, predictions = _evaluate(fitted.model, data)
     record |= {
         "seed": seed,
@@ -139,15 +157,11 @@ def run_cell(
         "details": {name: value for name, value in fitted.details.items() if name != "wrong"},
         "precision": fitted.training.precision,
         "compile": fitted.training.compile,
-        "warnings": fitted.warnings,
+        "warnings": [*fitted.warnings, *notes],
     }
-    if files.folder is not None and arm.role != "trial":
-        record["warnings"] = [*fitted.warnings, *write_ledger(files.folder, arm, seed, fitted, data, teacher)]
     if files.weights is not None:
         shown = {name: record["test"][name] for name in ("average", "worst_group", "worst_group_name")}
-        fitted.save(
-            files.weights, **(card or {}), test=shown, transplanted=isinstance(fitted.model, TransplantedStudent)
-        )
+        fitted.save(files.weights, **card, test=shown, transplanted=isinstance(fitted.model, TransplantedStudent))
     _keep(files, record, predictions)
     return CellResult(record, predictions, fitted if arm.role == "teacher" else None)
 
@@ -191,7 +205,7 @@ def read_teacher(arm: Arm, files: CellFiles) -> Any:
         return arm.source
     assert files.weights is not None
     assert arm.model is not None
-    model = arm.model() if not isinstance(arm.model, nn.Module) else arm.model
+    model = copy.deepcopy(arm.model) if isinstance(arm.model, nn.Module) else arm.model()
     load_weights(model, files.weights)
     return model.eval()
 

@@ -16,6 +16,7 @@ from limbeck.callbacks import RunState
 from limbeck.fitting import fit
 from limbeck.modes import evaluating, one_thread
 from limbeck.pilots.arms import Arm, built, check_arms
+from limbeck.pilots.search import Search, planned
 from limbeck.predict import InputReader, batched_logits, call_model
 from limbeck.teachers import Teacher, as_teacher, collect
 from limbeck.training import Training, batch_bounds
@@ -66,17 +67,19 @@ class Forecast:
         seeds: how many.
         data_bytes: of the inputs in memory.
         overhead_seconds: of comparison and report.
+        search_seconds: of the trials of settings.
     """
 
     arms: tuple[ArmForecast, ...]
     seeds: int
     data_bytes: int
     overhead_seconds: float
+    search_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """The whole pilot, on one thread."""
-        return self.overhead_seconds + self.seeds * sum(arm.seconds for arm in self.arms)
+        return self.overhead_seconds + self.search_seconds + self.seeds * sum(arm.seconds for arm in self.arms)
 
     @property
     def memory_bytes(self) -> int:
@@ -92,6 +95,8 @@ class Forecast:
             lines.append(
                 f"{arm.label:30s} {arm.parameters:12,d} {step:>9s} {live:>13s} {stored:>10s} {arm.seconds:7.1f} s"
             )
+        if self.search_seconds:
+            lines.append(f"search of settings: about {_time(self.search_seconds)}")
         lines.append(
             f"{len(self.arms)} models × {self.seeds} seeds: about {_time(self.seconds)} on one thread, "
             f"{_bytes(self.memory_bytes)} of memory (data {_bytes(self.data_bytes)})"
@@ -103,6 +108,7 @@ class Forecast:
         arms = [{**vars(arm), "live_share": arm.live_share} for arm in self.arms]
         return {
             "seconds": self.seconds,
+            "search_seconds": self.search_seconds,
             "memory_bytes": self.memory_bytes,
             "data_bytes": self.data_bytes,
             "seeds": self.seeds,
@@ -110,8 +116,8 @@ class Forecast:
         }
 
 
-def estimate(data: Data, arms: Sequence[Arm], seeds: int) -> Forecast:
-    """Forecast a pilot by training every arm for a few steps.
+def estimate(data: Data, arms: Sequence[Arm], seeds: int, search: Search | None = None) -> Forecast:
+    """Forecast a pilot, with its search of settings, by training every arm for a few steps.
 
     Raises:
         LimbeckError: for all that the pilot itself would refuse.
@@ -127,7 +133,13 @@ def estimate(data: Data, arms: Sequence[Arm], seeds: int) -> Forecast:
     parts = reader.values() if isinstance(reader, Mapping) else [reader]
     stored = len(data) * sum(part.numel() for part in parts) * _input_size(data)
     # Measured on the bundled examples: the bootstrap of each comparison and the page.
-    return Forecast(forecasts, seeds, stored, 2.0 + 0.4 * len(arms))
+    searched = 0.0
+    if search is not None:
+        students = [arm for arm in arms if arm.role != "teacher"]
+        search.check(students)
+        seconds = {arm.key: found.seconds for arm, found in zip(arms, forecasts, strict=True)}
+        searched = sum(planned(search, arm, students) * seconds[arm.key] for arm in students)
+    return Forecast(forecasts, seeds, stored, 2.0 + 0.4 * len(arms), searched)
 
 
 def _passes(training: Training) -> int:

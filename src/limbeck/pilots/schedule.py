@@ -84,6 +84,10 @@ class Job:
     folder: Path | None
     configuration: Mapping[str, Any] | None
 
+    def card(self, arm: Arm) -> dict[str, Any]:
+        """What the file of the arm's model says of it."""
+        return self._card | {"arm": arm.key} | card_of(arm, self.configuration)
+
     @cached_property
     def _card(self) -> dict[str, Any]:
         data = self.data
@@ -110,7 +114,7 @@ class Job:
             selection=self.rule,
             files=self.files(arm, seed),
             callbacks=callbacks,
-            card=self._card | {"arm": arm.key} | card_of(arm, self.configuration),
+            card=self.card(arm),
         )
 
 

@@ -332,6 +332,20 @@ class Runner(Protocol):
         """One record a variant."""
 
 
+def planned(search: Search, arm: Arm, arms: Sequence[Arm]) -> float:
+    """How many trainings of an arm the search takes, one for a few epochs counted by its share."""
+    space = search.of(arm)
+    if not space or arm.training is None:
+        return 0.0
+    sizes = [size for other in arms if (size := _size(search.of(other))) is not None]
+    budget = search.trials if search.trials is not None else max(sizes, default=1)
+    own = _size(space)
+    count = budget if own is None or search.method == "optuna" else min(budget, own)
+    if search.halve_after is None:
+        return float(count)
+    return count * min(1.0, search.halve_after / arm.training.epochs) + max(1, math.ceil(search.keep * count))
+
+
 def run_search(search: Search, arms: Sequence[Arm], rule: str, run: Runner) -> tuple[Course, list[str]]:
     """Try settings for every arm.
 

@@ -9,22 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from limbeck.checkpoint import write_json
 from limbeck.errors import ConfigError
-from limbeck.evaluation import evaluate
-from limbeck.heads import TransplantedStudent
-from limbeck.loop import Fitted
 from limbeck.modes import one_thread
-from limbeck.pilots.arms import Arm, card_of, check_arms, plan, taught_by, with_plain_student
-from limbeck.pilots.cells import CellFiles, run_cell
+from limbeck.pilots.arms import Arm, check_arms, plan, taught_by, with_plain_student
+from limbeck.pilots.cells import CellFiles, keep_fitted, run_cell
 from limbeck.pilots.folder import open_folder
 from limbeck.pilots.progress import Watcher
 from limbeck.pilots.records import Records
 from limbeck.pilots.result import PilotResult
 from limbeck.pilots.run import run_arms
-from limbeck.predict import predict_logits
+from limbeck.pilots.schedule import Job
 from limbeck.probes.averaging import label_averaging, partial_label_notes
 from limbeck.probes.cells import train_cells
 from limbeck.probes.stages import Cell, holds_vectors
@@ -64,6 +59,8 @@ def run_probes(
         ConfigError: where the samples are not vectors.
         LimbeckError: where the parts do not fit, before any training.
     """
+    if config.search is not None:
+        raise ConfigError("search: probes do not search settings: leave it out, or run limbeck pilot")
     data, arms = plan(config, models)
     return probe_arms(
         data,
@@ -170,8 +167,7 @@ def _train(
     say: Say,
 ) -> None:
     """Leave every cell's files in the folder, teachers first."""
-    card = {"pilot": name, "data": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
-    card["inputs_shape"] = data.sample_shape
+    job = Job(name, data, {arm.key: arm for arm in arms}, rule, folder, configuration)
     teachers: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
     for role in ("teachers", "students"):
         wave = [arm for arm in arms if (arm.role == "teacher") == (role == "teachers")]
@@ -185,7 +181,7 @@ def _train(
                 trained, train_cells(cells, selection=rule), missing, strict=True
             ):
                 if wanted:
-                    _keep(fitted, data, seed, files, card | {"arm": arm.key} | card_of(arm, configuration))
+                    keep_fitted(arm, fitted, seed, data, files, job.card(arm))
         if role == "teachers":
             for arm, seed, files in places:
                 cell = run_cell(arm, seed, data, None, selection=rule, files=files)
@@ -197,31 +193,3 @@ def _cell(arm: Arm, seed: int, data: Data, teacher: Any) -> Cell:
     assert arm.recipe is not None
     assert arm.training is not None
     return Cell(arm.model, data, arm.recipe, teacher, arm.training, seed)
-
-
-def _keep(fitted: Fitted, data: Data, seed: int, files: CellFiles, card: Mapping[str, Any]) -> None:
-    """The files of a finished cell, as `run_cell` leaves them."""
-    counts = None if data.train.groups is None else data.train.groups.counts()
-    logits = predict_logits(fitted.model, data.test)
-    judged = predict_logits(fitted.model, data.validation)
-    record: dict[str, Any] = {
-        "test": evaluate(logits, data.test, training_counts=counts).to_dict(),
-        "validation": evaluate(judged, data.validation, training_counts=counts).to_dict(),
-        "seed": seed,
-        "selected_epoch": fitted.selected_epoch,
-        "seconds": fitted.seconds,
-        "parameters": sum(part.numel() for part in fitted.model.parameters()),
-        "history": fitted.history,
-        "details": {name: value for name, value in fitted.details.items() if name != "wrong"},
-        "precision": fitted.training.precision,
-        "compile": fitted.training.compile,
-        "warnings": fitted.warnings,
-    }
-    assert files.weights is not None
-    assert files.predictions is not None
-    assert files.record is not None
-    shown = {name: record["test"][name] for name in ("average", "worst_group", "worst_group_name")}
-    fitted.save(files.weights, **card, test=shown, transplanted=isinstance(fitted.model, TransplantedStudent))
-    files.predictions.parent.mkdir(parents=True, exist_ok=True)
-    np.save(files.predictions, logits.argmax(1).astype(np.int32), allow_pickle=False)
-    write_json(files.record, record)
