@@ -76,13 +76,16 @@ class Watched(nn.Module):
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The batches that the objective is given."""
     batches: list[dict[str, Any]] = []
-    original = limbeck.loop.Objective.forward
 
-    def forward(self: Any, batch: dict[str, Any]) -> Any:
-        batches.append(dict(batch))
-        return original(self, batch)
+    def watched(original: Any) -> Any:
+        def call(self: Any, batch: dict[str, Any]) -> Any:
+            batches.append(dict(batch))
+            return original(self, batch)
 
-    monkeypatch.setattr(limbeck.loop.Objective, "forward", forward)
+        return call
+
+    for name in ("forward", "gradient"):
+        monkeypatch.setattr(limbeck.loop.Objective, name, watched(getattr(limbeck.loop.Objective, name)))
     return batches
 
 

@@ -177,6 +177,8 @@ class Augmented:
 class MixedObjective(Objective):
     """A recipe over mixed samples: share·loss(own target) + (1-share)·loss(the partner's target), per sample."""
 
+    explicit = False
+
     def _terms(self, batch: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         partner, share = batch["mixed"]
         own, beside = super()._terms(batch)

@@ -51,9 +51,9 @@ class Engine:
         """This device's part of the global batch of positions start..end-1 of an epoch."""
         return slice(start, end)
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of the loss."""
-        loss.backward()  # type: ignore[no-untyped-call]
+    def backward(self, root: Tensor, gradient: Tensor | None = None) -> None:
+        """Gradients of a loss, or of what has this gradient itself."""
+        root.backward(gradient)  # type: ignore[no-untyped-call]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the student's forward pass."""
@@ -113,9 +113,9 @@ class FabricEngine(Engine):
             self._objective.share = len(range(start + self.rank, end, self.world)) * self.world / (end - start)
         return mine
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, root: Tensor, gradient: Tensor | None = None) -> None:
         """Gradients, averaged over processes."""
-        self.fabric.backward(loss)
+        self.fabric.backward(root, gradient)
         for parameter in self._beside:
             if parameter.grad is not None:
                 parameter.grad = self.fabric.all_reduce(parameter.grad, reduce_op="mean")

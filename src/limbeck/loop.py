@@ -137,13 +137,14 @@ def train_stage(stage: Stage) -> Fitted:
     augmented = stage.augmented
     mixed = augmented is not None and bool(augmented.views.views.mixing)
     objective = (MixedObjective if mixed else Objective)(recipe, {**stage.context, **calls.context})
+    explicit = objective.explicit
     parameters = [part for part in (*model.parameters(), *objective.parameters()) if part.requires_grad]
     if not parameters:
         raise RecipeError(
             f"{recipe.name}, {stage.name}: nothing is left to train: the student has no parameters beside a frozen "
             "last layer; use a student with a layer before its last one, or a projector (head: {projector: linear})"
         )
-    optimiser = stage.training.make_optimiser(parameters)
+    optimiser = stage.training.make_optimiser(parameters, any(getattr(part, "sparse", False) for part in model.modules()))
     rates = [float(group["lr"]) for group in optimiser.param_groups]
     run = RunState(recipe.name, stage.training.epochs, stage.name)
     best: dict[str, Tensor] | None = None
@@ -201,10 +202,15 @@ def train_stage(stage: Stage) -> Fitted:
                 batch.update(augmented.fields(seen, rows, view, columns, needed))
             with engine.autocast():
                 batch.update(run_calls(inputs))
-            loss, sample_losses = objective.forward(batch)
+            if explicit:
+                gradient, sample_losses = objective.gradient(batch)
+                root = batch["student_logits"]
+            else:
+                gradient = None
+                root, sample_losses = objective.forward(batch)
             for parameter in parameters:
                 parameter.grad = None
-            engine.backward(loss)
+            engine.backward(root, gradient)
             if stage.training.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, stage.training.clip)
             optimiser.step()

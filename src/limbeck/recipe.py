@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import RecipeError, unknown_name
 from limbeck.heads import PROJECTORS
+from limbeck.terms._numerics import RowLoss, by_row, row_loss_of, together, with_gradient
 from limbeck.terms.basic import standardise
 from limbeck.terms.catalogue import CATALOGUE as TERMS
 from limbeck.terms.catalogue import CONTEXT, TermInfo, context_needs, needs, options
@@ -601,6 +602,7 @@ class Objective(nn.Module):
         self._uniform, self._teachers_apart = weighting.uniform, weighting.per_teacher
         self.needs = recipe.needs
         self.factors = [term.weight for term in recipe.terms]
+        self._described = self._joint_terms()
         self.share = 1.0
         """This process's share of the global batch, times the number of processes: 1 where there is one."""
 
@@ -624,6 +626,15 @@ class Objective(nn.Module):
         if isinstance(built, nn.Module):
             self.parts[key] = built
         return built  # type: ignore[no-any-return]
+
+    def _joint_terms(self) -> dict[int, Callable[..., RowLoss]]:
+        """By position, the terms that are computed as one: a step has less to do, and the losses are the same."""
+        found: dict[int, Callable[..., RowLoss]] = {}
+        for index, term in enumerate(self.recipe.terms):
+            describe = row_loss_of(term.function)
+            if describe is not None and term.per_sample and term.weighted and not term.standardise:
+                found[index] = partial(describe, **term.options) if term.options else describe
+        return found
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the terms' factors for this epoch (counted from 0)."""
@@ -658,6 +669,31 @@ class Objective(nn.Module):
         loss = self._weigh(losses, batch)
         return (loss if beside is None else loss + beside), losses.detach()
 
+    @property
+    def explicit(self) -> bool:
+        """Whether `gradient` says all that there is to differentiate."""
+        return self._uniform and not self._teachers_apart and len(self._described) == len(self._calls)
+
+    @torch.no_grad()
+    def gradient(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The gradient of the loss by `student_logits`, without autograd, for an objective that is `explicit`.
+
+        Returns:
+            The gradient `[B, C]`, and the per-sample losses `[B]`.
+        """
+        logits = batch["student_logits"]
+        losses, gradient = with_gradient(logits.detach(), self._together(batch))
+        assert gradient is not None
+        return gradient.mul_(self.share / len(losses)).to(logits.dtype), losses
+
+    def _together(self, batch: Mapping[str, Any]) -> RowLoss:
+        return together(
+            [
+                (describe(**{name: batch[name] for name in self._calls[index][2]}), self.factors[index])
+                for index, describe in self._described.items()
+            ]
+        )
+
     def _weigh(self, losses: Tensor, batch: Mapping[str, Any]) -> Tensor:
         if self._uniform:
             loss = losses.mean()
@@ -682,7 +718,11 @@ class Objective(nn.Module):
         losses: Tensor | None = None
         beside: Tensor | None = None
         z_scored: dict[str, Tensor] = {}
-        for (term, call, names), factor in zip(self._calls, self.factors):
+        if len(self._described) > 1:
+            losses = by_row(batch["student_logits"], self._together(batch))
+        for index, ((term, call, names), factor) in enumerate(zip(self._calls, self.factors)):
+            if len(self._described) > 1 and index in self._described:
+                continue
             arguments = {name: batch[name] for name in names}
             if term.standardise:
                 for name in ("student_logits", "teacher_logits"):

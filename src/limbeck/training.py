@@ -78,16 +78,17 @@ class Training:
             if isinstance(value, str) and value not in known:
                 raise ConfigError("training: " + unknown_name(kind, value, known))
 
-    def make_optimiser(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser over these parameters."""
+    def make_optimiser(self, parameters: Sequence[nn.Parameter], sparse: bool = False) -> torch.optim.Optimizer:
+        """The optimiser over these parameters; `sparse` says that some of their gradients are sparse tensors."""
         if not isinstance(self.optimiser, str):
             return self.optimiser(parameters)
+        # One call for all parameters: several times as fast as one after the other where they are small.
+        fused = not sparse and all(part.is_floating_point() for part in parameters)
+        settings: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": fused}
         if self.optimiser == "sgd":
-            return torch.optim.SGD(
-                parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
-            )
+            return torch.optim.SGD(parameters, momentum=self.momentum, **settings)
         kind = torch.optim.AdamW if self.optimiser == "adamw" else torch.optim.Adam
-        return kind(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return kind(parameters, **settings)
 
     def factor(self, epoch: int) -> float:
         """The factor on the learning rate in this epoch (counted from 0)."""

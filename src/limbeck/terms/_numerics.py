@@ -7,8 +7,10 @@ finite: a student's log-probabilities come from log-sum-exps and never from a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -17,6 +19,18 @@ from limbeck.errors import DataError, RecipeError, TeacherError
 
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 """(student rows, *other rows, *constants, want_gradient) -> losses `[b]`, and their gradients `[b, C]` if wanted."""
+
+Options = ParamSpec("Options")
+
+
+class RowLoss(NamedTuple):
+    """A term on one batch, before it is computed: what `by_row` takes beside the student's logits."""
+
+    kernel: Kernel
+    plain: Callable[..., Tensor]
+    rows: tuple[Tensor, ...]
+    constants: tuple[Any, ...] = ()
+
 
 LOWEST = -1e30
 """Stands for log 0 where a product with a probability of exactly 0 must stay 0 instead of becoming NaN."""
@@ -79,32 +93,122 @@ def column(labels: Tensor) -> Tensor:
     return labels.long().unsqueeze(1)
 
 
-def by_row(
-    kernel: Kernel,
-    plain: Callable[..., Tensor],
-    student: Tensor,
-    rows: tuple[Tensor, ...],
-    constants: tuple[Any, ...] = (),
-) -> Tensor:
+def row_term(describe: Callable[Options, RowLoss]) -> Callable[Options, Tensor]:
+    """Make a term of a function that says which kernel computes it; its first argument is the student's logits.
+
+    The function stays within reach as the term's `row_loss`, so that an objective of several such terms can compute
+    them as one (`together`).
+    """
+
+    @wraps(describe)
+    def term(*arguments: Options.args, **options: Options.kwargs) -> Tensor:
+        student = arguments[0] if arguments else options["student_logits"]
+        return by_row(student, describe(*arguments, **options))  # type: ignore[arg-type]
+
+    term.__signature__ = signature(describe).replace(return_annotation="Tensor")  # type: ignore[attr-defined]
+    has_row_loss(term, describe)
+    return term
+
+
+def has_row_loss(term: Callable[..., Tensor], describe: Callable[..., RowLoss]) -> None:
+    """Let a term be computed together with others: `describe` takes what the term takes."""
+    term.row_loss = describe  # type: ignore[attr-defined]
+
+
+def row_loss_of(term: Callable[..., Any]) -> Callable[..., RowLoss] | None:
+    """What `has_row_loss` said of a term."""
+    found: Callable[..., RowLoss] | None = getattr(term, "row_loss", None)
+    return found
+
+
+def together(parts: Sequence[tuple[RowLoss, float]]) -> RowLoss:
+    """The sum of several terms, each times its factor, as one: a batch then goes through autograd once."""
+    layout = tuple((part.kernel, part.plain, len(part.rows), part.constants, factor) for part, factor in parts)
+    return RowLoss(_sum_kernel, _sum_plain, tuple(row for part, _ in parts for row in part.rows), (layout,))
+
+
+def _sum_kernel(student: Tensor, *others: Any) -> tuple[Tensor, Tensor | None]:
+    *rows, layout, wanted = others
+    losses: Tensor | None = None
+    gradient: Tensor | None = None
+    start = 0
+    for kernel, _, count, constants, factor in layout:
+        value, slope = kernel(student, *rows[start : start + count], *constants, wanted)
+        start += count
+        if losses is None:
+            losses = value if factor == 1.0 else value.mul_(factor)
+            gradient = slope if slope is None or factor == 1.0 else slope.mul_(factor)
+        else:
+            losses.add_(value, alpha=factor)
+            if gradient is not None:
+                gradient.add_(slope, alpha=factor)
+    assert losses is not None
+    return losses, gradient
+
+
+def _sum_plain(student: Tensor, *others: Any) -> Tensor:
+    *rows, layout = others
+    losses, start = student.new_zeros(len(student)), 0
+    for _, plain, count, constants, factor in layout:
+        losses = losses + factor * plain(student, *rows[start : start + count], *constants)
+        start += count
+    return losses
+
+
+def weighed(loss: RowLoss, weights: Tensor) -> RowLoss:
+    """The losses times one weight a sample `[B]`, without gradient."""
+    return RowLoss(_weighed_kernel, _weighed_plain, (weights, *loss.rows), (loss.kernel, loss.plain, loss.constants))
+
+
+def _weighed_kernel(student: Tensor, weights: Tensor, *others: Any) -> tuple[Tensor, Tensor | None]:
+    *rows, kernel, _, constants, wanted = others
+    losses, gradient = kernel(student, *rows, *constants, wanted)
+    return losses.mul_(weights), None if gradient is None else gradient.mul_(weights.unsqueeze(1))
+
+
+def _weighed_plain(student: Tensor, weights: Tensor, *others: Any) -> Tensor:
+    *rows, _, plain, constants = others
+    losses: Tensor = plain(student, *rows, *constants)
+    return weights * losses
+
+
+def by_row(student: Tensor, loss: RowLoss) -> Tensor:
     """Per-sample losses whose gradient a kernel computes together with the value.
 
     Works through the batch in chunks of rows, so that beside the gradient itself no `[B, C]` intermediate is ever held,
     and what a chunk needs stays in the cache. Differentiating twice goes through `plain`.
 
     Args:
-        kernel: see `Kernel`; may overwrite nothing that it is given.
-        plain: the same losses in differentiable operations, `plain(student, *rows, *constants)`.
         student: `[B, C]`, any floating type; the only input that receives a gradient.
-        rows: further tensors with one row a sample, detached.
-        constants: what else kernel and plain take.
+        loss: the kernel (see `Kernel`; it may overwrite nothing that it is given), the same losses in differentiable
+            operations (`plain(student, *rows, *constants)`), further tensors with one row a sample, which are
+            detached, and what else both take.
 
     Returns:
         Losses `[B]`, float32 (float64 for a float64 student).
     """
     wanted = torch.is_grad_enabled() and student.requires_grad
-    fixed_rows = (row.detach() if row.requires_grad else row for row in rows)
-    result: Tensor = _ByRow.apply(student, kernel, plain, constants, wanted, *fixed_rows)  # type: ignore[no-untyped-call]
+    rows = (row.detach() if row.requires_grad else row for row in loss.rows)
+    result: Tensor = _ByRow.apply(student, loss.kernel, loss.plain, loss.constants, wanted, *rows)  # type: ignore[no-untyped-call]
     return result
+
+
+def with_gradient(student: Tensor, loss: RowLoss, wanted: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Losses `[B]` and their gradients by the student's logits `[B, C]`; run it where autograd does not record."""
+    kernel, _, rows, constants = loss
+    samples, classes = student.shape
+    step = max(1, (_CHUNK_CPU if student.device.type == "cpu" else _CHUNK_ACCELERATOR) // classes)
+    if samples <= step:
+        return kernel(precise(student), *rows, *constants, wanted)
+    losses = student.new_empty(samples, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
+    gradient = torch.empty_like(student) if wanted else None
+    for start in range(0, samples, step):
+        part = slice(start, start + step)
+        value, slope = kernel(precise(student[part]), *(row[part] for row in rows), *constants, wanted)
+        losses[part] = value
+        if gradient is not None and slope is not None:
+            gradient[part] = slope
+    return losses, gradient
 
 
 class _ByRow(torch.autograd.Function):
@@ -118,20 +222,7 @@ class _ByRow(torch.autograd.Function):
         wanted: bool,
         *rows: Tensor,
     ) -> Tensor:
-        samples, classes = student.shape
-        step = max(1, (_CHUNK_CPU if student.device.type == "cpu" else _CHUNK_ACCELERATOR) // classes)
-        if samples <= step:
-            losses, gradient = kernel(precise(student), *rows, *constants, wanted)
-        else:
-            dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
-            losses = student.new_empty(samples, dtype=dtype)
-            gradient = torch.empty_like(student) if wanted else None
-            for start in range(0, samples, step):
-                part = slice(start, start + step)
-                value, slope = kernel(precise(student[part]), *(row[part] for row in rows), *constants, wanted)
-                losses[part] = value
-                if gradient is not None and slope is not None:
-                    gradient[part] = slope
+        losses, gradient = with_gradient(student, RowLoss(kernel, plain, rows, constants), wanted)
         ctx.plain, ctx.constants = plain, constants
         ctx.save_for_backward(student, gradient, *rows)
         return losses
@@ -147,18 +238,17 @@ class _ByRow(torch.autograd.Function):
 
 
 def divergence(
-    student: Tensor,
     teacher: Tensor,
     student_temperature: float = 1.0,
     teacher_temperature: float = 1.0,
     factor: float = 1.0,
-) -> Tensor:
+) -> RowLoss:
     """factor·KL(softmax(teacher/τ_T) ‖ softmax(student/τ_S)) per sample `[B]`.
 
     The teacher's logits may hold -inf: a class that it gives no probability.
     """
     constants = (student_temperature, teacher_temperature, factor)
-    return by_row(_divergence_kernel, _divergence, student, (teacher,), constants)
+    return RowLoss(_divergence_kernel, _divergence, (teacher,), constants)
 
 
 def _divergence_kernel(

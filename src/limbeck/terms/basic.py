@@ -11,13 +11,16 @@ from torch import Tensor
 
 from limbeck.errors import RecipeError
 from limbeck.terms._numerics import (
+    RowLoss,
     by_row,
     check,
     column,
     divergence,
     fixed,
+    has_row_loss,
     positive,
     precise,
+    row_term,
     short_rows,
     softmax_,
 )
@@ -35,9 +38,16 @@ def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
     """
     check(student_logits, labels=labels)
     if short_rows(student_logits.shape[1]) and student_logits.numel() >= _MANY:
-        return by_row(_kernel, _plain, student_logits, (column(labels),))
+        return by_row(student_logits, _label_rows(student_logits, labels))
     return F.cross_entropy(precise(student_logits), labels.long(), reduction="none")
 
+
+def _label_rows(student_logits: Tensor, labels: Tensor) -> RowLoss:
+    check(student_logits, labels=labels)
+    return RowLoss(_kernel, _plain, (column(labels),))
+
+
+has_row_loss(cross_entropy, _label_rows)
 
 _MANY = 1 << 13
 """Logits from which whole-table operations pay for the call of a kernel."""
@@ -53,7 +63,8 @@ def _plain(student: Tensor, label: Tensor) -> Tensor:
     return -torch.log_softmax(student, 1).gather(1, label).squeeze(1)
 
 
-def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+@row_term
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> RowLoss:
     """Knowledge distillation: τ²·KL(p^T ‖ p^S), p = softmax(z/τ). **The factor τ² is included**, cross entropy is not.
 
     KD in full is `alpha * kl_divergence(...) + (1 - alpha) * cross_entropy(...)`, alpha .9. Summed over classes, not
@@ -70,7 +81,7 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     """
     check(student_logits, teacher_logits)
     positive(temperature=temperature)
-    return divergence(student_logits, teacher_logits, temperature, temperature, temperature**2)
+    return divergence(teacher_logits, temperature, temperature, temperature**2)
 
 
 def standardise(logits: Tensor, epsilon: float = 1e-7) -> Tensor:
@@ -114,7 +125,8 @@ def label_smoothing(student_logits: Tensor, labels: Tensor, epsilon: float = 0.1
     return F.cross_entropy(precise(student_logits), labels.long(), reduction="none", label_smoothing=epsilon)
 
 
-def tf_kd(student_logits: Tensor, labels: Tensor, confidence: float = 0.99, temperature: float = 20.0) -> Tensor:
+@row_term
+def tf_kd(student_logits: Tensor, labels: Tensor, confidence: float = 0.99, temperature: float = 20.0) -> RowLoss:
     """Teacher-free distillation by a hand-made teacher: KL(softmax(u/τ) ‖ p^S), u = confidence on the label.
 
     The released code softens the made-up *probabilities* u by a softmax and leaves the student at temperature 1; so
@@ -141,4 +153,4 @@ def tf_kd(student_logits: Tensor, labels: Tensor, confidence: float = 0.99, temp
     logits = precise(student_logits)
     virtual = torch.full_like(logits, (1.0 - confidence) / (classes - 1), requires_grad=False)
     virtual.scatter_(1, column(labels), confidence)
-    return divergence(logits, fixed(virtual, logits), 1.0, temperature)
+    return divergence(fixed(virtual, logits), 1.0, temperature)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import RecipeError
-from limbeck.terms._numerics import LOWEST, check, column, divergence, fixed, positive, precise
+from limbeck.terms._numerics import LOWEST, RowLoss, check, column, divergence, fixed, positive, precise, row_term
 
 
 def nkd(
@@ -52,7 +52,8 @@ def nkd(
     return gamma * temperature**2 * relations - at_label.squeeze(1)
 
 
-def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float = 0.25) -> Tensor:
+@row_term
+def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float = 0.25) -> RowLoss:
     """Transformed teacher matching: KL(p^γ/Σp^γ ‖ p^S), the student at temperature 1.
 
     Beside cross entropy with a weight β. γ is one over KD's temperature, which the student does without; there is no
@@ -70,7 +71,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float = 0.25) -> 
     """
     check(student_logits, teacher_logits)
     positive(gamma=gamma)
-    return divergence(student_logits, teacher_logits, 1.0, 1.0 / gamma)
+    return divergence(teacher_logits, 1.0, 1.0 / gamma)
 
 
 def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float = 0.25) -> Tensor:

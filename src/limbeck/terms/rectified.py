@@ -17,7 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import RecipeError, unknown_name
-from limbeck.terms._numerics import check, column, divergence, fixed, positive, precise
+from limbeck.terms._numerics import (
+    RowLoss,
+    by_row,
+    check,
+    column,
+    divergence,
+    fixed,
+    positive,
+    precise,
+    row_term,
+    weighed,
+)
 
 VARIANTS = ("two_class", "swap", "onehot_average")
 SPACES = ("prob", "logit")
@@ -73,6 +84,7 @@ def rectify(values: Tensor, labels: Tensor, variant: str = "two_class") -> Tenso
     return repaired.scatter_(1, label, torch.where(wrong, new_own, own))
 
 
+@row_term
 def rectified_bias(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -83,7 +95,7 @@ def rectified_bias(
     space: str = "prob",
     eliminate_only: bool = False,
     balance: float | None = None,
-) -> Tensor:
+) -> RowLoss:
     """BTKD: what the teacher got right first, its repaired mistakes last.
 
     b·τ²·KL(p^T ‖ p^S)·|B|/|R| on the samples R that the teacher has right, (1-b)·τ²·KL(p̂^T ‖ p^S)·|B|/|W| on the wrong
@@ -123,16 +135,17 @@ def rectified_bias(
         target, target_temperature = rectify(torch.softmax(teacher / temperature, 1), labels, variant).log_(), 1.0
     else:
         target, target_temperature = rectify(teacher, labels, variant), temperature
-    losses = divergence(student_logits, target, temperature, target_temperature)
     share = (0.0 if eliminate_only else 1.0 - b) * temperature**2
     count_right = right.sum()
     count_wrong = right.numel() - count_right
-    weight_right = b * temperature**2 * right.numel() / count_right.clamp(min=1).to(losses.dtype)
-    weight_wrong = share * right.numel() / count_wrong.clamp(min=1).to(losses.dtype)
-    return losses * torch.where(right, weight_right, weight_wrong)
+    weight_right = b * temperature**2 * right.numel() / count_right.clamp(min=1).to(target.dtype)
+    weight_wrong = share * right.numel() / count_wrong.clamp(min=1).to(target.dtype)
+    weights = torch.where(right, weight_right, weight_wrong)
+    return weighed(divergence(target, temperature, target_temperature), weights)
 
 
-def la(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
+@row_term
+def la(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> RowLoss:
     """Swap (LA): τ²·KL to the teacher with its first choice and the label exchanged where it is wrong.
 
     Used alone, without cross entropy.
@@ -151,7 +164,7 @@ def la(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperatu
     check(student_logits, teacher_logits, labels)
     positive(temperature=temperature)
     target = rectify(teacher_logits, labels, "swap")
-    return divergence(student_logits, target, temperature, temperature, temperature**2)
+    return divergence(target, temperature, temperature, temperature**2)
 
 
 def lr(
@@ -201,7 +214,7 @@ def lr(
     revised = (p * beta).scatter_add_(1, label, 1.0 - beta)
     if loss == "kl":
         target = torch.where(wrong, revised, p).log_()
-        return divergence(student_logits, target, temperature, factor=temperature**2)
+        return by_row(student, divergence(target, temperature, factor=temperature**2))
     at_right = F.cross_entropy(student, labels.long(), reduction="none") + 4.0 * (student - teacher).square().mean(1)
     at_wrong = (torch.softmax(student, 1) - revised).square().mean(1)
     wrong = wrong.squeeze(1)
@@ -211,7 +224,8 @@ def lr(
     return share * torch.where(wrong, at_wrong, at_right)
 
 
-def rc(student_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
+@row_term
+def rc(student_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> RowLoss:
     """Class augmentation (RC): τ²·KL to the student's own output with its largest logit added to the label's.
 
     Goes with weight .1 beside cross entropy and KD. The target carries no gradient.
@@ -230,4 +244,4 @@ def rc(student_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> Tens
     positive(temperature=temperature)
     own = precise(student_logits).detach()
     target = own.scatter_add(1, column(labels), own.amax(1, keepdim=True))
-    return divergence(student_logits, target, temperature, temperature, temperature**2)
+    return divergence(target, temperature, temperature, temperature**2)

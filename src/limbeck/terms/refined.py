@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.terms._numerics import LOWEST, by_row, check, column, positive, relative, softmax_
+from limbeck.terms._numerics import LOWEST, RowLoss, check, column, positive, relative, row_term, softmax_
 
 
+@row_term
 def sample_confidence(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0
-) -> Tensor:
+) -> RowLoss:
     """RLD's sample confidence: τ²·KL((P, 1-P) ‖ (p, 1-p)), P the teacher's largest probability, p the student's p_y.
 
     Source: arXiv 2408.07703, L_SC; with a teacher that is right it is DKD's TCKD. The gradient at z_y is τ(p - P).
@@ -45,9 +46,10 @@ def sample_confidence(
     return _refine(student_logits, teacher_logits, labels, True, temperature, temperature, 1.0, 0.0)
 
 
+@row_term
 def masked_correlation(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0
-) -> Tensor:
+) -> RowLoss:
     """RLD's masked correlation: τ²·KL over the classes that the teacher ranks strictly below the label, renormalised.
 
     The mask {i: z^T_i ≥ z^T_y} takes out the label and every tie with it. With fewer than two classes left, as always
@@ -67,6 +69,7 @@ def masked_correlation(
     return _refine(student_logits, teacher_logits, labels, True, temperature, temperature, 0.0, 1.0)
 
 
+@row_term
 def refined_logits(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -75,7 +78,7 @@ def refined_logits(
     confidence_temperature: float | None = None,
     alpha: float = 1.0,
     beta: float = 8.0,
-) -> Tensor:
+) -> RowLoss:
     """Refined logit distillation: α·sample_confidence + β·masked_correlation.
 
     RLD in full adds cross entropy with weight 1, and lets this term grow over the first twelfth of training. At two
@@ -99,7 +102,8 @@ def refined_logits(
     return _refine(student_logits, teacher_logits, labels, True, temperature, own, alpha, beta)
 
 
-def tckd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
+@row_term
+def tckd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> RowLoss:
     """Target-class distillation: τ²·KL((p^T_y, 1-p^T_y) ‖ (p^S_y, 1-p^S_y)).
 
     Source: arXiv 2203.08679, equation 6. Arguments and result as `sample_confidence`.
@@ -107,7 +111,8 @@ def tckd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, tempera
     return _refine(student_logits, teacher_logits, labels, False, temperature, temperature, 1.0, 0.0)
 
 
-def nckd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
+@row_term
+def nckd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> RowLoss:
     """Non-target-class distillation: τ²·KL over all classes but the label, renormalised; no gradient at two classes.
 
     Source: arXiv 2203.08679, equation 6. Arguments and result as `masked_correlation`.
@@ -115,6 +120,7 @@ def nckd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, tempera
     return _refine(student_logits, teacher_logits, labels, False, temperature, temperature, 0.0, 1.0)
 
 
+@row_term
 def decoupled(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -122,7 +128,7 @@ def decoupled(
     temperature: float = 4.0,
     alpha: float = 1.0,
     beta: float = 8.0,
-) -> Tensor:
+) -> RowLoss:
     """Decoupled distillation: α·TCKD + β·NCKD. DKD in full adds cross entropy and a warm-up of this term.
 
     At two classes only TCKD is left.
@@ -151,11 +157,11 @@ def _refine(
     confidence_temperature: float,
     alpha: float,
     beta: float,
-) -> Tensor:
+) -> RowLoss:
     check(student_logits, teacher_logits, labels)
     positive(temperature=temperature, confidence_temperature=confidence_temperature)
     constants = (refined, temperature, confidence_temperature, alpha, beta)
-    return by_row(_kernel, _plain, student_logits, (teacher_logits, column(labels)), constants)
+    return RowLoss(_kernel, _plain, (teacher_logits, column(labels)), constants)
 
 
 # One chunk of rows: value and gradient -------------------------------------------------------------------------------
