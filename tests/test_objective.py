@@ -44,9 +44,9 @@ def explicit() -> list[str]:
     found = []
     for name in PRESETS:
         recipe = as_recipe(name)
-        if recipe.choose is None and recipe.arbitrate is None and recipe.weighting.uniform:
-            if all(row_loss_of(term.function) and not term.standardise for term in recipe.terms):
-                found.append(name)
+        plain = recipe.choose is None and recipe.arbitrate is None and recipe.weighting.uniform
+        if plain and all(row_loss_of(term.function) and not term.standardise for term in recipe.terms):
+            found.append(name)
     return found
 
 
@@ -131,3 +131,64 @@ def test_sparse_gradients_are_left_to_an_optimiser_that_takes_them() -> None:
     data = lb.Data(x.astype("float32"), (x[:, 0] > 3).astype("int64"))
     fitted = lb.fit(Sparse, data, recipe="erm", epochs=2, optimiser="sgd", learning_rate=0.1)
     assert len(fitted.history) == 2
+
+
+AHEAD = ("erm", "kd", "rld", "dkd", "la", "ttm")
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_what_is_told_ahead_is_what_each_batch_says(name: str) -> None:
+    recipe, fields = as_recipe(name), batch()
+    objective = Objective(recipe, CONTEXT)
+    objective.begin_epoch(0)
+    whole = objective.ahead({"labels": fields["labels"], "teacher_logits": fields["teacher_logits"]}, 5)
+    assert whole is not None
+    for part in (slice(0, 16), slice(16, 40), slice(1, 40, 2)):
+        some = {key: value[part] if isinstance(value, Tensor) else value for key, value in fields.items()}
+        wanted, losses = objective.gradient(some)
+        gradient, told = objective.gradient(some, whole.part(part))
+        # Where a part begins moves sums by a rounding.
+        torch.testing.assert_close(gradient, wanted, rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(told, losses, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["btkd", "rc", "groupdistil", "lskd"])
+def test_what_looks_at_its_batch_is_not_told_ahead(name: str) -> None:
+    context = CONTEXT | {"groups": 2, "group_counts": torch.tensor([20, 20])}
+    columns = {key: value for key, value in batch().items() if isinstance(value, Tensor)} | {"progress": 0.0}
+    assert Objective(as_recipe(name), context).ahead(columns, 5) is None
+
+
+def test_columns_too_large_to_order_are_told_batch_by_batch() -> None:
+    objective = Objective(as_recipe("kd"), CONTEXT)
+    assert objective.ahead({"labels": batch()["labels"]}, 5) is None
+
+
+def test_our_optimisers_step_is_torchs() -> None:
+    for kind in ("sgd", "adam", "adamw"):
+        ends = []
+        for bare in (True, False):
+            torch.manual_seed(0)
+            model = nn.Linear(4, 3)
+            training = lb.Training(optimiser=kind, learning_rate=0.1, weight_decay=0.01)
+            optimiser = training.make_optimiser(list(model.parameters()))
+            step = training.stepper(optimiser) if bare else optimiser.step
+            for _ in range(3):
+                for parameter in model.parameters():
+                    parameter.grad = torch.ones_like(parameter)
+                step()
+            ends.append([part.detach().clone() for part in model.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_an_optimiser_of_ones_own_keeps_its_hooks() -> None:
+    seen = []
+
+    def own(parameters: Any) -> torch.optim.Optimizer:
+        optimiser = torch.optim.SGD(parameters, lr=0.1)
+        optimiser.register_step_post_hook(lambda *_: seen.append(1))
+        return optimiser
+
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    lb.fit(nn.Linear(3, 2), lb.Data(x, (x[:, 0] > 0).astype("int64")), recipe="erm", epochs=2, optimiser=own)
+    assert len(seen) == 2

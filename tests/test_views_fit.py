@@ -78,9 +78,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     batches: list[dict[str, Any]] = []
 
     def watched(original: Any) -> Any:
-        def call(self: Any, batch: dict[str, Any]) -> Any:
+        def call(self: Any, batch: dict[str, Any], *ahead: Any) -> Any:
             batches.append(dict(batch))
-            return original(self, batch)
+            return original(self, batch, *ahead)
 
         return call
 

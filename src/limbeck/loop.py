@@ -144,7 +144,9 @@ def train_stage(stage: Stage) -> Fitted:
             f"{recipe.name}, {stage.name}: nothing is left to train: the student has no parameters beside a frozen "
             "last layer; use a student with a layer before its last one, or a projector (head: {projector: linear})"
         )
-    optimiser = stage.training.make_optimiser(parameters, any(getattr(part, "sparse", False) for part in model.modules()))
+    sparse = any(getattr(part, "sparse", False) for part in model.modules())
+    optimiser = stage.training.make_optimiser(parameters, sparse)
+    step = stage.training.stepper(optimiser)
     rates = [float(group["lr"]) for group in optimiser.param_groups]
     run = RunState(recipe.name, stage.training.epochs, stage.name)
     best: dict[str, Tensor] | None = None
@@ -186,6 +188,9 @@ def train_stage(stage: Stage) -> Fitted:
         columns.update(stage.teacher_fields[view % len(stage.teacher_fields)])
         constant = {"progress": epoch / stage.training.epochs, "epoch": epoch}
         ordered = {name: _in_order(columns[name], order) for name in needed}
+        told = None
+        if augmented is None:
+            told = objective.ahead({n: v for n, v in ordered.items() if v is not None}, data.num_classes)
         model.train()
         objective.train()
         for start, end in bounds:
@@ -203,7 +208,7 @@ def train_stage(stage: Stage) -> Fitted:
             with engine.autocast():
                 batch.update(run_calls(inputs))
             if explicit:
-                gradient, sample_losses = objective.gradient(batch)
+                gradient, sample_losses = objective.gradient(batch, None if told is None else told.part(part))
                 root = batch["student_logits"]
             else:
                 gradient = None
@@ -213,7 +218,7 @@ def train_stage(stage: Stage) -> Fitted:
             engine.backward(root, gradient)
             if stage.training.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, stage.training.clip)
-            optimiser.step()
+            step()
             losses_seen.append(sample_losses)
             if wrong is not None:
                 wrong[rows] = batch["student_logits"].detach().argmax(1) != batch["labels"]

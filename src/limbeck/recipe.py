@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import RecipeError, unknown_name
 from limbeck.heads import PROJECTORS
-from limbeck.terms._numerics import RowLoss, by_row, row_loss_of, together, with_gradient
+from limbeck.terms._numerics import RowLoss, by_row, described_ahead, row_loss_of, together, with_gradient
 from limbeck.terms.basic import standardise
 from limbeck.terms.catalogue import CATALOGUE as TERMS
 from limbeck.terms.catalogue import CONTEXT, TermInfo, context_needs, needs, options
@@ -674,25 +674,48 @@ class Objective(nn.Module):
         """Whether `gradient` says all that there is to differentiate."""
         return self._uniform and not self._teachers_apart and len(self._described) == len(self._calls)
 
+    def ahead(self, columns: Mapping[str, Any], classes: int) -> RowLoss | None:
+        """The loss of a whole epoch but for the student's part, for an objective that is `explicit`.
+
+        Args:
+            columns: the fields by name, one row a sample, in the order of the epoch.
+            classes: C.
+
+        Returns:
+            None where a term looks at its batch, or at more than is in `columns`.
+        """
+        terms = self.recipe.terms
+        if not self.explicit or not all(described_ahead(term.function) for term in terms):
+            return None
+        if not {name for term in terms for name in term.needs} <= {*columns, "student_logits"}:
+            return None
+        labels = columns["labels"]
+        shape_only = torch.zeros((), device=labels.device).expand(len(labels), classes)
+        with torch.no_grad():
+            return self._together({**columns, "student_logits": shape_only}, ahead=True)
+
     @torch.no_grad()
-    def gradient(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def gradient(self, batch: Mapping[str, Any], loss: RowLoss | None = None) -> tuple[Tensor, Tensor]:
         """The gradient of the loss by `student_logits`, without autograd, for an objective that is `explicit`.
+
+        Args:
+            batch: the fields by name.
+            loss: this batch's part of what `ahead` returned.
 
         Returns:
             The gradient `[B, C]`, and the per-sample losses `[B]`.
         """
         logits = batch["student_logits"]
-        losses, gradient = with_gradient(logits.detach(), self._together(batch))
+        losses, gradient = with_gradient(logits.detach(), self._together(batch) if loss is None else loss)
         assert gradient is not None
         return gradient.mul_(self.share / len(losses)).to(logits.dtype), losses
 
-    def _together(self, batch: Mapping[str, Any]) -> RowLoss:
-        return together(
-            [
-                (describe(**{name: batch[name] for name in self._calls[index][2]}), self.factors[index])
-                for index, describe in self._described.items()
-            ]
-        )
+    def _together(self, batch: Mapping[str, Any], ahead: bool = False) -> RowLoss:
+        parts = [
+            (describe(**{name: batch[name] for name in self._calls[index][2]}), self.factors[index])
+            for index, describe in self._described.items()
+        ]
+        return together(parts, ahead)
 
     def _weigh(self, losses: Tensor, batch: Mapping[str, Any]) -> Tensor:
         if self._uniform:

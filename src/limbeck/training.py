@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,6 +91,17 @@ class Training:
             return torch.optim.SGD(parameters, momentum=self.momentum, **settings)
         kind = torch.optim.AdamW if self.optimiser == "adamw" else torch.optim.Adam
         return kind(parameters, **settings)
+
+    def stepper(self, optimiser: torch.optim.Optimizer) -> Callable[[], Any]:
+        """An optimiser's step; of our own without torch's hooks and profiling, which take longer than a small update.
+
+        Args:
+            optimiser: from `make_optimiser`.
+        """
+        bare = inspect.unwrap(type(optimiser).step)
+        if callable(self.optimiser) or bare is type(optimiser).step:
+            return optimiser.step
+        return torch.no_grad()(partial(bare, optimiser))
 
     def factor(self, epoch: int) -> float:
         """The factor on the learning rate in this epoch (counted from 0)."""

@@ -24,12 +24,21 @@ Options = ParamSpec("Options")
 
 
 class RowLoss(NamedTuple):
-    """A term on one batch, before it is computed: what `by_row` takes beside the student's logits."""
+    """A term on some samples, before it is computed: what `by_row` takes beside the student's logits.
+
+    `ready`, of rows and constants, is the same loss with everything done that does not depend on the student; worth it
+    where rows are met more than once.
+    """
 
     kernel: Kernel
     plain: Callable[..., Tensor]
     rows: tuple[Tensor, ...]
     constants: tuple[Any, ...] = ()
+    ready: Callable[..., RowLoss] | None = None
+
+    def part(self, part: slice) -> RowLoss:
+        """The loss of some of the samples."""
+        return self._replace(rows=tuple([row[part] for row in self.rows]))
 
 
 LOWEST = -1e30
@@ -96,9 +105,19 @@ def column(labels: Tensor) -> Tensor:
 def row_term(describe: Callable[Options, RowLoss]) -> Callable[Options, Tensor]:
     """Make a term of a function that says which kernel computes it; its first argument is the student's logits.
 
-    The function stays within reach as the term's `row_loss`, so that an objective of several such terms can compute
-    them as one (`together`).
+    The function stays within reach (`row_loss_of`), so that an objective of several such terms can compute them as one
+    (`together`), and describe many batches at once: it must look at one sample at a time, and at nothing of the
+    student's but the shape.
     """
+    return _term_of(describe, ahead=True)
+
+
+def batch_row_term(describe: Callable[Options, RowLoss]) -> Callable[Options, Tensor]:
+    """A `row_term` whose description depends on the whole batch, or on the student."""
+    return _term_of(describe, ahead=False)
+
+
+def _term_of(describe: Callable[Options, RowLoss], ahead: bool) -> Callable[Options, Tensor]:
 
     @wraps(describe)
     def term(*arguments: Options.args, **options: Options.kwargs) -> Tensor:
@@ -106,13 +125,18 @@ def row_term(describe: Callable[Options, RowLoss]) -> Callable[Options, Tensor]:
         return by_row(student, describe(*arguments, **options))  # type: ignore[arg-type]
 
     term.__signature__ = signature(describe).replace(return_annotation="Tensor")  # type: ignore[attr-defined]
-    has_row_loss(term, describe)
+    has_row_loss(term, describe, ahead)
     return term
 
 
-def has_row_loss(term: Callable[..., Tensor], describe: Callable[..., RowLoss]) -> None:
+def has_row_loss(term: Callable[..., Tensor], describe: Callable[..., RowLoss], ahead: bool = True) -> None:
     """Let a term be computed together with others: `describe` takes what the term takes."""
-    term.row_loss = describe  # type: ignore[attr-defined]
+    term.row_loss, term.ahead = describe, ahead  # type: ignore[attr-defined]
+
+
+def described_ahead(term: Callable[..., Any]) -> bool:
+    """Whether a term can be described for many batches at once."""
+    return bool(getattr(term, "ahead", False))
 
 
 def row_loss_of(term: Callable[..., Any]) -> Callable[..., RowLoss] | None:
@@ -121,8 +145,17 @@ def row_loss_of(term: Callable[..., Any]) -> Callable[..., RowLoss] | None:
     return found
 
 
-def together(parts: Sequence[tuple[RowLoss, float]]) -> RowLoss:
-    """The sum of several terms, each times its factor, as one: a batch then goes through autograd once."""
+def together(parts: Sequence[tuple[RowLoss, float]], ahead: bool = False) -> RowLoss:
+    """The sum of several terms, each times its factor, as one: a batch then goes through autograd once.
+
+    Args:
+        parts: terms and factors.
+        ahead: do now what does not depend on the student.
+    """
+    if ahead:
+        parts = [(loss.ready(*loss.rows, *loss.constants) if loss.ready else loss, factor) for loss, factor in parts]
+    if len(parts) == 1 and parts[0][1] == 1.0:
+        return parts[0][0]
     layout = tuple((part.kernel, part.plain, len(part.rows), part.constants, factor) for part, factor in parts)
     return RowLoss(_sum_kernel, _sum_plain, tuple(row for part, _ in parts for row in part.rows), (layout,))
 
@@ -195,7 +228,7 @@ def by_row(student: Tensor, loss: RowLoss) -> Tensor:
 
 def with_gradient(student: Tensor, loss: RowLoss, wanted: bool = True) -> tuple[Tensor, Tensor | None]:
     """Losses `[B]` and their gradients by the student's logits `[B, C]`; run it where autograd does not record."""
-    kernel, _, rows, constants = loss
+    kernel, _, rows, constants, _ = loss
     samples, classes = student.shape
     step = max(1, (_CHUNK_CPU if student.device.type == "cpu" else _CHUNK_ACCELERATOR) // classes)
     if samples <= step:
@@ -248,7 +281,14 @@ def divergence(
     The teacher's logits may hold -inf: a class that it gives no probability.
     """
     constants = (student_temperature, teacher_temperature, factor)
-    return RowLoss(_divergence_kernel, _divergence, (teacher,), constants)
+    return RowLoss(_divergence_kernel, _divergence, (teacher,), constants, _ready_divergence)
+
+
+def _ready_divergence(
+    teacher: Tensor, student_temperature: float, teacher_temperature: float, factor: float
+) -> RowLoss:
+    rows = _spoken(precise(teacher), teacher_temperature)
+    return RowLoss(_ready_kernel, _ready_plain, rows, (student_temperature, factor))
 
 
 def _divergence_kernel(
@@ -259,15 +299,32 @@ def _divergence_kernel(
     factor: float,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    log_student, p_student = softmax_(student / student_temperature)
-    log_teacher, p_teacher = softmax_(teacher.to(student.dtype) / teacher_temperature)
-    losses = relative(log_student, log_teacher.clamp_(min=LOWEST), p_teacher).mul_(factor)
-    return losses, p_student.sub_(p_teacher).mul_(factor / student_temperature) if wanted else None
+    spoken = _spoken(teacher.to(student.dtype), teacher_temperature)
+    return _ready_kernel(student, *spoken, student_temperature, factor, wanted)
+
+
+def _spoken(teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    log_teacher, p_teacher = softmax_(teacher / temperature)
+    return log_teacher.clamp_(min=LOWEST), p_teacher
+
+
+def _ready_kernel(
+    student: Tensor, log_teacher: Tensor, p_teacher: Tensor, temperature: float, factor: float, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    log_student, p_student = softmax_(student / temperature)
+    losses = relative(log_student, log_teacher, p_teacher).mul_(factor)
+    return losses, p_student.sub_(p_teacher).mul_(factor / temperature) if wanted else None
+
+
+def _ready_plain(student: Tensor, log_teacher: Tensor, p_teacher: Tensor, temperature: float, factor: float) -> Tensor:
+    log_student = torch.log_softmax(student / temperature, 1)
+    return factor * (p_teacher * (log_teacher - log_student)).sum(1)
 
 
 def relative(log_student: Tensor, log_teacher: Tensor, p_teacher: Tensor) -> Tensor:
-    """KL `[b]` of two tables of log-probabilities without -inf. Overwrites the teacher's."""
-    return log_teacher.sub_(log_student).mul_(p_teacher).sum(1).clamp_(min=0)  # rounding alone could bring it below
+    """KL `[b]` of two tables of log-probabilities without -inf. Overwrites the student's."""
+    # Rounding alone could bring it below 0.
+    return torch.sub(log_teacher, log_student, out=log_student).mul_(p_teacher).sum(1).clamp_(min=0)
 
 
 def short_rows(classes: int) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from limbeck.errors import RecipeError, unknown_name
 from limbeck.terms._numerics import (
     RowLoss,
+    batch_row_term,
     by_row,
     check,
     column,
@@ -84,7 +85,7 @@ def rectify(values: Tensor, labels: Tensor, variant: str = "two_class") -> Tenso
     return repaired.scatter_(1, label, torch.where(wrong, new_own, own))
 
 
-@row_term
+@batch_row_term
 def rectified_bias(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -224,7 +225,7 @@ def lr(
     return share * torch.where(wrong, at_wrong, at_right)
 
 
-@row_term
+@batch_row_term
 def rc(student_logits: Tensor, labels: Tensor, temperature: float = 4.0) -> RowLoss:
     """Class augmentation (RC): τ²·KL to the student's own output with its largest logit added to the label's.
 

@@ -19,11 +19,13 @@ log(1-p) = lse(others) - lse(all) without their cancellation.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.terms._numerics import LOWEST, RowLoss, check, column, positive, relative, row_term, softmax_
+from limbeck.terms._numerics import LOWEST, RowLoss, check, column, positive, precise, relative, row_term, softmax_
 
 
 @row_term
@@ -161,7 +163,7 @@ def _refine(
     check(student_logits, teacher_logits, labels)
     positive(temperature=temperature, confidence_temperature=confidence_temperature)
     constants = (refined, temperature, confidence_temperature, alpha, beta)
-    return RowLoss(_kernel, _plain, (teacher_logits, column(labels)), constants)
+    return RowLoss(_kernel, _plain, (teacher_logits, column(labels)), constants, _ready)
 
 
 # One chunk of rows: value and gradient -------------------------------------------------------------------------------
@@ -178,15 +180,45 @@ def _kernel(
     beta: float,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
+    ready = _ready(teacher.to(student.dtype), label, refined, temperature, confidence_temperature, alpha, beta)
+    return _ready_kernel(student, *ready.rows, *ready.constants, wanted)
+
+
+def _ready(
+    teacher: Tensor,
+    label: Tensor,
+    refined: bool,
+    temperature: float,
+    confidence_temperature: float,
+    alpha: float,
+    beta: float,
+) -> RowLoss:
+    """The teacher's side: how sure it is, then which classes are kept, whether any is, and its relations among them."""
+    teacher, rows = precise(teacher), [label]
+    if alpha:
+        scaled = (teacher / confidence_temperature).clamp_(min=LOWEST)
+        rows.append(_first_against_others(scaled) if refined else _against_others(scaled, label)[0])
+    if beta:
+        teacher = teacher.clamp(min=LOWEST)
+        kept, some = _kept(teacher, label, refined)
+        log_teacher, p_teacher = softmax_((teacher / temperature).add_(kept))
+        rows += [kept, some, log_teacher.clamp_(min=LOWEST), p_teacher]
+    constants = (temperature, confidence_temperature, alpha, beta)
+    return RowLoss(_ready_kernel, _ready_plain, tuple(rows), constants)
+
+
+def _ready_kernel(student: Tensor, label: Tensor, *others: Any) -> tuple[Tensor, Tensor | None]:
+    *rows, temperature, confidence_temperature, alpha, beta, wanted = others
     losses = student.new_zeros(student.shape[0])
     gradient = None
     if alpha:
-        value, gradient = _confidence_kernel(student, teacher, label, refined, confidence_temperature, wanted)
+        value, gradient = _confidence_kernel(student, label, rows.pop(0), confidence_temperature, wanted)
         scale = alpha * confidence_temperature**2
         losses.add_(value, alpha=scale)
         gradient = None if gradient is None else gradient.mul_(scale)
     if beta:
-        value, slope = _relations_kernel(student, teacher, label, refined, temperature, wanted)
+        kept, some, log_teacher, p_teacher = rows
+        value, slope = _relations_kernel(student, kept, some, log_teacher, p_teacher, temperature, wanted)
         scale = beta * temperature**2
         losses.add_(value, alpha=scale)
         if slope is not None:
@@ -230,11 +262,9 @@ def _coin_divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def _confidence_kernel(
-    student: Tensor, teacher: Tensor, label: Tensor, refined: bool, temperature: float, wanted: bool
+    student: Tensor, label: Tensor, wished: Tensor, temperature: float, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     d, others, total = _against_others(student / temperature, label)
-    scaled = (teacher.to(student.dtype) / temperature).clamp_(min=LOWEST)
-    wished = _first_against_others(scaled) if refined else _against_others(scaled, label)[0]
     losses = _coin_divergence(wished, d).squeeze(1).clamp_(min=0)
     if not wanted:
         return losses, None
@@ -258,14 +288,16 @@ def _kept(teacher: Tensor, label: Tensor, refined: bool) -> tuple[Tensor, Tensor
 
 
 def _relations_kernel(
-    student: Tensor, teacher: Tensor, label: Tensor, refined: bool, temperature: float, wanted: bool
+    student: Tensor,
+    kept: Tensor,
+    some: Tensor,
+    log_teacher: Tensor,
+    p_teacher: Tensor,
+    temperature: float,
+    wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    teacher = teacher.to(student.dtype).clamp(min=LOWEST)
-    kept, some = _kept(teacher, label, refined)
-    (log_student, p_student), (log_teacher, p_teacher) = (
-        softmax_((logits / temperature).add_(kept)) for logits in (student, teacher)
-    )
-    losses = relative(log_student.clamp_(min=LOWEST), log_teacher.clamp_(min=LOWEST), p_teacher)
+    log_student, p_student = softmax_((student / temperature).add_(kept))
+    losses = relative(log_student.clamp_(min=LOWEST), log_teacher, p_teacher)
     gradient = p_student.sub_(p_teacher).mul_(some / temperature) if wanted else None
     return losses.mul_(some.squeeze(1)), gradient
 
@@ -273,24 +305,21 @@ def _relations_kernel(
 # The same in differentiable operations -------------------------------------------------------------------------------
 
 
-def _plain(
-    student: Tensor,
-    teacher: Tensor,
-    label: Tensor,
-    refined: bool,
-    temperature: float,
-    confidence_temperature: float,
-    alpha: float,
-    beta: float,
-) -> Tensor:
-    teacher = teacher.to(student.dtype).clamp(min=LOWEST)
-    place = teacher.argmax(1, keepdim=True) if refined else label
-    coins = [
-        (logits.gather(1, index) - logits.scatter(1, index, -torch.inf).logsumexp(1, keepdim=True)).squeeze(1)
-        for logits, index in ((teacher / confidence_temperature, place), (student / confidence_temperature, label))
-    ]
-    kept, some = _kept(teacher, label, refined)
-    log_teacher = torch.log_softmax(teacher / temperature + kept, 1).clamp(min=LOWEST)
-    log_student = torch.log_softmax(student / temperature + kept, 1).clamp(min=LOWEST)
-    relations = (log_teacher.exp() * (log_teacher - log_student)).sum(1) * some.squeeze(1)
-    return alpha * confidence_temperature**2 * _coin_divergence(*coins) + beta * temperature**2 * relations
+def _plain(student: Tensor, teacher: Tensor, label: Tensor, *constants: Any) -> Tensor:
+    ready = _ready(teacher.to(student.dtype), label, *constants)
+    return _ready_plain(student, *ready.rows, *ready.constants)
+
+
+def _ready_plain(student: Tensor, label: Tensor, *others: Any) -> Tensor:
+    *rows, temperature, confidence_temperature, alpha, beta = others
+    losses = student.new_zeros(student.shape[0])
+    if alpha:
+        scaled = student / confidence_temperature
+        d = scaled.gather(1, label) - scaled.scatter(1, label, -torch.inf).logsumexp(1, keepdim=True)
+        losses = losses + alpha * confidence_temperature**2 * _coin_divergence(rows.pop(0), d).squeeze(1)
+    if beta:
+        kept, some, log_teacher, p_teacher = rows
+        log_student = torch.log_softmax(student / temperature + kept, 1).clamp(min=LOWEST)
+        relations = (p_teacher * (log_teacher - log_student)).sum(1) * some.squeeze(1)
+        losses = losses + beta * temperature**2 * relations
+    return losses
