@@ -14,10 +14,21 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from limbeck.config import PilotConfig, Training, config_from_dict, example_text, examples, load_config
+from limbeck.config import (
+    MatrixConfig,
+    PilotConfig,
+    Training,
+    config_from_dict,
+    example_text,
+    examples,
+    load_config,
+    load_plan,
+    plan_from_dict,
+)
 from limbeck.config_data import ImageData, NamedData, TableData
 from limbeck.errors import ConfigError
 from limbeck.models.spec import MLPSpec
+from limbeck.place import Place
 from limbeck.plain import dump_plain, parse_plain
 
 GOOD = """\
@@ -446,3 +457,107 @@ def test_image_data_may_come_without_a_table(tmp_path: Path) -> None:
     data = config_from_dict(changed(data={"images": str(tmp_path), "size": [8, 6], "mode": "L"})).data
     assert isinstance(data, ImageData)
     assert data.said == {"images": tmp_path, "size": (8, 6), "mode": "L"}
+
+
+# Several data sets and students ---------------------------------------------------------------------------------------
+
+SEVERAL = """\
+name: two
+datasets:
+  adult: {name: adult, groups: [label, sex]}
+  digits: digits
+teachers:
+  big: {model: {name: mlp, hidden: [64]}}
+  grown: {model: {name: mlp, hidden: [32]}, data: adult, training: {clip: null}}
+students:
+  small: linear
+  large: {name: mlp, hidden: [8]}
+recipes:
+  - group_dro
+  - {recipe: kd, teacher: [big, grown]}
+  - dett
+training: {clip: 1}
+"""
+
+
+def refused(text: str, folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_plan(written(folder, text))
+    return str(caught.value)
+
+
+def test_several_data_sets_and_students_are_a_pilot_each(tmp_path: Path) -> None:
+    config = load_plan(written(tmp_path, SEVERAL))
+    assert isinstance(config, MatrixConfig)
+    found = config.pilots()
+    assert [str(place) for place in found] == ["adult, small", "adult, large", "digits, small", "digits, large"]
+    assert [place.path.as_posix() for place in found][1] == "adult/large"
+    first, last = found[Place("adult", "small")], found[Place("digits", "large")]
+    assert (first.name, str(first.output_folder)) == ("two-adult-small", "runs/two/adult/small")
+    assert list(first.teachers) == ["big", "grown"]
+    assert list(last.teachers) == ["big"], "the other one is not of these data"
+    assert first.training_of("grown").clip is None, "a null that was written stays"
+    assert [recipe.teachers for recipe in last.recipes] == [(), ("big",), ()]
+    for own in found.values():
+        assert config_from_dict(own.to_dict()) == own, "each is a configuration of its own"
+
+
+def test_several_go_there_and_back(tmp_path: Path) -> None:
+    config = load_plan(written(tmp_path, SEVERAL))
+    plain = config.to_dict()
+    assert list(plain)[:4] == ["name", "datasets", "teachers", "students"]
+    assert plan_from_dict(json.loads(json.dumps(plain))) == config
+    assert load_plan(written(tmp_path, dump_plain(plain), "again.yaml")) == config
+    only = plan_from_dict({"datasets": {"a": "digits"}, "student": "linear", "recipes": ["erm"]})
+    assert isinstance(only, MatrixConfig)
+    assert [str(place) for place in only.pilots()] == ["a"]
+
+
+def test_one_of_each_is_asked_for_where_one_is_meant(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"several data sets or students.*runs/two/adult/small/config\.yaml"):
+        load_config(written(tmp_path, SEVERAL))
+    assert load_plan(written(tmp_path, GOOD)) == load_config(written(tmp_path, GOOD))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datasets:\n": "data: digits\ndatasets:\n"}, "datasets: both 'data' and 'datasets' are given"),
+        (
+            {"students:\n  small: linear\n  large: {name: mlp, hidden: [8]}\n": ""},
+            "neither 'student' nor 'students' is",
+        ),
+        ({"digits: digits": "digits: {name: adult, groups: [label, sex]}"}, "the same data set as 'adult'"),
+        ({"large: {name: mlp, hidden: [8]}": "large: linear"}, "students.large: the same student as 'small'"),
+        ({"small: linear": "small: linaer"}, "students.small: unknown model 'linaer': did you mean 'linear'"),
+        ({"data: adult": "data: adlut"}, "teachers.grown.data: unknown data set 'adlut': did you mean 'adult'"),
+        ({"teacher: [big, grown]": "teacher: grown"}, "none of its teachers is one of the data set 'digits'"),
+        ({"teacher: [big, grown]": "teacher: bgi"}, "unknown teacher 'bgi': did you mean 'big'"),
+        ({"students:": "studens:"}, "unknown key: did you mean 'students'"),
+        ({"adult: {": "../up: {"}, "datasets.../up"),
+        (
+            {"  adult: {name: adult, groups: [label, sex]}\n  digits: digits\n": "", "datasets:": "datasets: {}"},
+            "empty",
+        ),
+        (
+            {"model: {name: mlp, hidden: [64]}": "onnx: FILE"},
+            "teachers.big: is finished, so it knows one data set: say",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_told_with_its_place(changes: dict[str, str], message: str, tmp_path: Path) -> None:
+    text = SEVERAL
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    written(tmp_path, "not looked into", "FILE")
+    found = refused(text, tmp_path)
+    assert message in found
+    assert "line " in found
+
+
+def test_a_teacher_of_one_data_set_among_one_says_nothing_of_it() -> None:
+    teachers = {"big": {"model": {"name": "mlp", "hidden": [4]}, "data": "digits"}}
+    assert "teachers.big.data: says which of several data sets" in refusal(changed(teachers=teachers))
+    with pytest.raises(ConfigError, match=r"teachers\.big\.data: says which of several data sets"):
+        plan_from_dict({"data": "digits", "students": {"a": "linear"}, "recipes": ["erm"], "teachers": teachers})

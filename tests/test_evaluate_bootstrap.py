@@ -16,7 +16,7 @@ from limbeck.evaluation import (
     percentile_interval,
 )
 from limbeck.evaluation import bootstrap as bootstrap_module
-from limbeck.evaluation.bootstrap import accuracies
+from limbeck.evaluation.bootstrap import accuracies, run_covariance
 
 NAMES = ("north", "south", "east", "west")
 
@@ -93,9 +93,6 @@ def test_wrong_use_is_refused() -> None:
         PairedCounts.from_correct(a, b, g)
     with pytest.raises(DataError, match="groups: 3 of sample"):
         PairedCounts.from_correct(a, b, g, NAMES[:3])
-    paired = PairedCounts.from_correct(a, b, g, NAMES)
-    with pytest.raises(ConfigError, match="stratified=True"):
-        paired_bootstrap(paired, smoothing=0.5)
     several = PairedCounts.from_correct(*sample(seeds=3), NAMES)
     with pytest.raises(DataError, match="one seed of each"):
         _ = several.table
@@ -172,14 +169,27 @@ def test_both_models_and_all_seeds_see_the_same_resample(monkeypatch: pytest.Mon
     assert paired_bootstrap(same_seed, 50)[0].groups.shape == (50, 2, 4)
 
 
-def test_smoothing_gives_a_group_without_disagreement_some_doubt() -> None:
+def test_covariance_of_runs_is_that_of_resampled_samples() -> None:
+    """With the half samples added as samples, the closed form is the bootstrap's covariance."""
+    a, b, g = sample(seeds=2)
+    paired = PairedCounts.from_correct(a, b, g, NAMES)
+    covariance = run_covariance(paired)
+    assert covariance.shape == (4, 4, 4)
+    assert (covariance[2] == 0).all()
+    for k in (0, 1, 3):
+        rows = np.concatenate([a, b])[:, g == k].astype(float)
+        outcomes = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], float).T
+        doubled = np.concatenate([rows, rows, outcomes], axis=1)
+        n = rows.shape[1] + 2
+        np.testing.assert_allclose(covariance[k], np.cov(doubled, bias=True) / n, rtol=1e-12)
+
+
+def test_a_group_without_disagreement_keeps_some_doubt() -> None:
     right = np.ones(20, bool)
-    paired = PairedCounts.from_correct(right, right, np.zeros(20, np.int64), ["all"])
-    x, y = paired_bootstrap(paired, 2000, stratified=True)
-    assert (x.worst - y.worst).std() == 0
-    x, y = paired_bootstrap(paired, 2000, stratified=True, smoothing=0.5)
+    covariance = run_covariance(PairedCounts.from_correct(right, right, np.zeros(20, np.int64), ["all"]))[0]
+    contrast = np.array([1, -1])
     # Agresti and Min: 20 both, each outcome 0.5 more: differences of +-1 with share 0.5 / 22 each.
-    assert (x.worst - y.worst).std() == pytest.approx((1 / 22 / 20) ** 0.5, rel=0.06)
+    assert contrast @ covariance @ contrast == pytest.approx(1 / 22 / 22)
 
 
 def test_hierarchical_bootstrap_resamples_both_levels() -> None:

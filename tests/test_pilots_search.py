@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from torch import nn
 
 import limbeck as lb
+from limbeck.arbitration.judge import CrossFit, as_judge
+from limbeck.data import inject
 from limbeck.errors import ConfigError
 from limbeck.pilots import Range, Search, estimate, plan, run_pilot
 from limbeck.pilots.arms import Arm, searchable
 from limbeck.pilots.search import Variant, planned, run_search
 from limbeck.presets import as_recipe
 from limbeck.probes.run import run_probes
-from limbeck.training import Training
+from limbeck.recipe import Arbitrate
+from limbeck.training import Training, batch_bounds
 from test_pilots import CONFIG, changed, content
 
 SPACE = {"learning_rate": [0.0001, 0.01], "temperature": [1.0, 4.0]}
@@ -183,6 +189,48 @@ def test_the_forecast_counts_the_trials() -> None:
     assert planned(halved, arm("erm"), [arm("erm")]) == pytest.approx(3 * 0.3 + 2)
     with pytest.raises(ConfigError, match="unknown setting 'temprature'"):
         estimate(data, arms, 2, Search({"temprature": (1.0,)}))
+
+
+def test_the_forecast_counts_the_judges_of_an_arbitration(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        """Says that an epoch of the measured part took two seconds."""
+
+        epochs: ClassVar[dict[str, float]] = {"student": 2.0}
+
+    trained: list[int] = []
+    judged = CrossFit._trained
+
+    def counting(self: Any, data: Any, weights: Any, name: str) -> Any:
+        trained.append(self.judge.training(len(weights)).epochs)
+        return judged(self, data, weights, name)
+
+    monkeypatch.setattr(CrossFit, "_trained", counting)
+    digits = lb.load("digits", groups=["label"])
+    data = inject.label_noise(digits.subset(np.arange(0, len(digits), 3)), rate=0.3)
+    asked = Arbitrate(rounds=2)
+    lb.arbitrate(data, **vars(asked), tolerance=0.0)
+    module = sys.modules["limbeck.pilots.estimate"]
+    monkeypatch.setattr(module, "_timed", lambda *_: Clock())
+    monkeypatch.setattr(module, "_prediction", lambda *_: 0.0)
+    small = module._part(data, 256)
+    found = module._judges(asked, data, small, None)
+    inside = len(data.train) // 2
+    training = as_judge("auto").training(inside)
+    step = 2.0 / len(batch_bounds(len(small.train), training.batch_size))
+    an_epoch = len(batch_bounds(inside, training.batch_size)) * step
+    assert found == pytest.approx(sum(trained) * an_epoch), "of the labels, of two rounds, and of a repeat: two folds"
+    assert len(trained) == 2 * (1 + 2 + 1)
+    assert inspect.signature(lb.arbitrate).parameters["repeats"].default == module.REPEATS
+
+
+def test_an_arms_judges_are_in_its_seconds() -> None:
+    data, arms = plan(changed(teachers={}, recipes=["arbitration"], training={"epochs": 1, "batch_size": 64}))
+    forecast = estimate(data, arms, 1)
+    found = {arm.label: arm for arm in forecast.arms}
+    judging = found["arbitration (no teacher)"]
+    assert 0 < judging.judge_seconds < judging.seconds
+    assert found["erm (no teacher)"].judge_seconds == 0
+    assert "for its judges" in str(forecast)
 
 
 def test_probes_say_that_they_do_not_search(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 A configuration is data: it names models, recipes and files, and never imports or runs anything. All problems of a file
 are reported at once, each with its line. Checking one imports neither torch nor numpy.
 
+A pilot has one data set and one student (`PilotConfig`). A file that names several (`MatrixConfig`) is a pilot for each
+pair of them, and each of these is a configuration of its own.
+
 Paths in a configuration are relative to the file it stands in, except `output`, which is relative to the working
 directory, like any other place a command writes to.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
@@ -28,6 +32,7 @@ from pydantic_core import InitErrorDetails
 from limbeck.config_data import DataField
 from limbeck.errors import ConfigError, unknown_name
 from limbeck.models.spec import ModelField
+from limbeck.place import Place
 from limbeck.plain import PlainFile, parse_plain, read_plain
 from limbeck.validation import (
     Count,
@@ -214,6 +219,7 @@ class TeacherSection(Section):
         weights: a safetensors file of the finished `model`.
         table: a Parquet or CSV file of its probabilities by sample id.
         onnx: an ONNX file.
+        data: of several data sets, those that it teaches; all where nothing is said.
     """
 
     model: ModelField | None = None
@@ -222,6 +228,7 @@ class TeacherSection(Section):
     weights: InputFile | None = None
     table: InputFile | None = None
     onnx: InputFile | None = None
+    data: Texts | None = None
 
     @property
     def trained_here(self) -> bool:
@@ -304,13 +311,12 @@ Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """A name that is also one of a folder."""
 
 
-class PilotConfig(Section):
-    """A pilot: data, teachers, one student, the recipes to try on it, and how often.
+class PilotSettings(Section):
+    """What a pilot says beside its data and its student.
 
     Attributes:
         name: how the report calls it.
         teachers: by the key that recipes name them with.
-        student: the model every recipe trains.
         selection: which epoch's student is kept: the best in its worst group, worst class or on average, that of the
             smallest gap between classes, or the last; by worst group where groups are declared, else on average, where
             nothing is said.
@@ -319,9 +325,7 @@ class PilotConfig(Section):
     """
 
     name: Key = "pilot"
-    data: DataField
     teachers: dict[Key, TeacherSection] = Field(default_factory=dict)
-    student: ModelField
     recipes: Annotated[tuple[RecipeField, ...], Field(min_length=1), FromList]
     training: Training = Field(default_factory=Training)
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), FromList] = (0, 1, 2)
@@ -336,7 +340,8 @@ class PilotConfig(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, every default written out, every path absolute: what a run folder keeps."""
-        return self.plain()
+        found = self.plain()
+        return {key: found.pop(key) for key in _ORDER if key in found} | found
 
     def training_of(self, teacher: str) -> Training:
         """How a teacher is trained."""
@@ -347,7 +352,7 @@ class PilotConfig(Section):
     @classmethod
     def _consistent(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
         # Looked for in what was written, so that a mistyped teacher is told beside a mistyped epoch.
-        found = _contradictions(value) if isinstance(value, Mapping) else []
+        found = cls._contradictions(value) if isinstance(value, Mapping) else []
         try:
             config = handler(value)
         except ValidationError as error:
@@ -356,21 +361,113 @@ class PilotConfig(Section):
         refuse(cls.__name__, found)
         return config
 
+    @classmethod
+    def _contradictions(cls, values: Mapping[str, Any]) -> list[InitErrorDetails]:
+        """What no section sees alone."""
+        return _contradictions(values)
+
+
+class PilotConfig(PilotSettings):
+    """A pilot: data, teachers, one student, the recipes to try on it, and how often.
+
+    Attributes:
+        data: of every training.
+        student: the model every recipe trains.
+    """
+
+    data: DataField
+    student: ModelField
+
+    @classmethod
+    def _contradictions(cls, values: Mapping[str, Any]) -> list[InitErrorDetails]:
+        found = super()._contradictions(values)
+        for key, section in _mapping(values.get("teachers")).items():
+            if isinstance(section, Mapping) and section.get("data") is not None:
+                message = "says which of several data sets it teaches, and there is one: remove 'data'"
+                found.append(problem_at(("teachers", key, "data"), message, section["data"]))
+        return found
+
+
+class MatrixConfig(PilotSettings):
+    """Pilots of the same recipes, settings and seeds: one for each of several data sets, students, or both.
+
+    Attributes:
+        data, datasets: one data set, or several by name.
+        student, students: one student, or several by name.
+    """
+
+    data: DataField | None = None
+    datasets: Annotated[dict[Key, DataField], Field(min_length=1)] | None = None
+    student: ModelField | None = None
+    students: Annotated[dict[Key, ModelField], Field(min_length=1)] | None = None
+
+    def pilots(self) -> dict[Place, PilotConfig]:
+        """The configuration of each pilot, by its data set and student, the students of a data set one after another.
+
+        Each is whole: run alone, it gives what it gives here.
+        """
+        found: dict[Place, PilotConfig] = {}
+        plain = self.to_dict()
+        every = {key: plain.pop(key, None) for key in ("data", "datasets", "student", "students")}
+        datasets = every["datasets"] or {None: every["data"]}
+        students = every["students"] or {None: every["student"]}
+        for data, student in product(datasets, students):
+            place = Place(data, student)
+            teachers = {key: dict(section) for key, section in plain["teachers"].items() if self.teaches(key, data)}
+            for section in teachers.values():
+                section.pop("data", None)
+            own = {"data": datasets[data], "student": students[student], "teachers": teachers}
+            own["recipes"] = [_with_teachers(recipe, teachers) for recipe in plain["recipes"]]
+            own["name"] = "-".join([self.name, *place.parts])[:_LONGEST]
+            own["output"] = str(self.output_folder / place.path)
+            found[place] = PilotConfig.model_validate({**plain, **own}, context={"folder": Path()})
+        return found
+
+    def teaches(self, teacher: str, data: str | None) -> bool:
+        """Whether a teacher is one of a data set's."""
+        named = self.teachers[teacher].data
+        return named is None or data in named
+
+    @classmethod
+    def _contradictions(cls, values: Mapping[str, Any]) -> list[InitErrorDetails]:
+        found = super()._contradictions(values)
+        for one, several in (("data", "datasets"), ("student", "students")):
+            given = [key for key in (one, several) if values.get(key) is not None]
+            if len(given) != 1:
+                text = f"both {one!r} and {several!r} are given" if given else f"neither {one!r} nor {several!r} is"
+                found.append(problem_at((several,), f"{text}: expected one of them", values.get(several)))
+            found += _alike(several, _mapping(values.get(several)))
+        return found + _of_datasets(values)
+
+
+_LONGEST = 64
+_ORDER = ("name", "data", "datasets", "teachers", "student", "students")
+"""Of the keys of a configuration; the rest follow as they are declared."""
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _with_teachers(recipe: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with those of its teachers that there are."""
+    if not recipe.get("teacher"):
+        return dict(recipe)
+    return {**recipe, "teacher": [teacher for teacher in recipe["teacher"] if teacher in known]}
+
+
+def _as_list(value: object) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
 
 def _contradictions(values: Mapping[str, Any]) -> list[InitErrorDetails]:
     """What no section sees alone: a recipe whose teacher is not declared, two of one name, a seed that stands twice."""
     found: list[InitErrorDetails] = []
-    teachers, recipes, seeds = (values.get(key) for key in ("teachers", "recipes", "seeds"))
+    teachers, seeds = values.get("teachers"), values.get("seeds")
     known = [str(key) for key in teachers] if isinstance(teachers, Mapping) else []
     names: dict[str, int] = {}
-    for index, recipe in enumerate(recipes if isinstance(recipes, (list, tuple)) else ()):
-        entry = {"recipe": recipe} if isinstance(recipe, str) else recipe
-        if isinstance(entry, RecipeEntry):
-            entry = entry.plain()
-        if not isinstance(entry, Mapping):
-            continue
-        asked = entry.get("teacher")
-        for teacher in asked if isinstance(asked, (list, tuple)) else (asked,):
+    for index, entry in _recipe_entries(values):
+        for teacher in _as_list(entry.get("teacher")):
             if isinstance(teacher, str) and teacher not in known:
                 near = unknown_name("teacher", teacher, known)
                 message = near if known else f"unknown teacher {teacher!r}: no teachers are declared"
@@ -389,14 +486,80 @@ def _contradictions(values: Mapping[str, Any]) -> list[InitErrorDetails]:
     return found
 
 
+def _recipe_entries(values: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """The recipes that are mappings or names, with their places."""
+    recipes = values.get("recipes")
+    found = []
+    for index, recipe in enumerate(recipes if isinstance(recipes, (list, tuple)) else ()):
+        entry = {"recipe": recipe} if isinstance(recipe, str) else recipe
+        entry = entry.plain() if isinstance(entry, RecipeEntry) else entry
+        if isinstance(entry, Mapping):
+            found.append((index, entry))
+    return found
+
+
+def _alike(key: str, entries: Mapping[str, Any]) -> list[InitErrorDetails]:
+    """Two names for the same thing: one pilot would count as two."""
+    kind = "data set" if key == "datasets" else "student"
+    plain = [(name, {"name": entry} if isinstance(entry, str) else entry) for name, entry in entries.items()]
+    found = []
+    for place, (name, entry) in enumerate(plain):
+        twin = next((other for other, theirs in plain[:place] if theirs == entry), None)
+        if twin is not None:
+            found.append(problem_at((key, name), f"the same {kind} as {twin!r}: one pilot would count as two", name))
+    return found
+
+
+def _of_datasets(values: Mapping[str, Any]) -> list[InitErrorDetails]:
+    """Teachers of data sets that are not declared, finished ones of nobody knows which, and recipes without any."""
+    found: list[InitErrorDetails] = []
+    datasets, teachers = _mapping(values.get("datasets")), _mapping(values.get("teachers"))
+    of: dict[str, list[Any]] = {}
+    for key, section in teachers.items():
+        named = _as_list(section.get("data")) if isinstance(section, Mapping) else []
+        of[key] = named or list(datasets)
+        if named and not datasets:
+            message = "says which of several data sets it teaches, and there is one: remove 'data'"
+            found.append(problem_at(("teachers", key, "data"), message, named))
+            continue
+        for name in named:
+            if isinstance(name, str) and name not in datasets:
+                message = unknown_name("data set", name, list(map(str, datasets)))
+                found.append(problem_at(("teachers", key, "data"), message, name))
+        finished = isinstance(section, Mapping) and any(section.get(kind) for kind in ("weights", "table", "onnx"))
+        if finished and not named and len(datasets) > 1:
+            message = f"is finished, so it knows one data set: say which, such as data: {next(iter(datasets))}"
+            found.append(problem_at(("teachers", key), message, section))
+    for index, entry in _recipe_entries(values):
+        asked = [teacher for teacher in _as_list(entry.get("teacher")) if teacher in of]
+        for name in datasets:
+            if asked and not any(name in of[teacher] for teacher in asked):
+                message = (
+                    f"none of its teachers is one of the data set {name!r}: name one, or leave 'teacher' out, and each "
+                    "data set has its own"
+                )
+                found.append(problem_at(("recipes", index, "teacher"), message, entry.get("teacher")))
+    return found
+
+
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
 def load_config(source: str | Path) -> PilotConfig:
-    """Read and check a configuration.
+    """Read and check the configuration of one data set and one student.
 
     Args:
         source: a YAML or JSON file, or `example:<name>` for one that comes with the library.
+
+    Raises:
+        ConfigError: listing every problem, each with its line where the file is YAML; or where it names several data
+            sets or students.
+    """
+    return _one(load_plan(source), str(source))
+
+
+def load_plan(source: str | Path) -> PilotConfig | MatrixConfig:
+    """Read and check a configuration, of one pilot or of several data sets or students; arguments as `load_config`.
 
     Raises:
         ConfigError: listing every problem, each with its line where the file is YAML.
@@ -414,7 +577,7 @@ def load_config(source: str | Path) -> PilotConfig:
 
 
 def config_from_dict(values: Mapping[str, Any], *, folder: str | Path | None = None) -> PilotConfig:
-    """Check a configuration given as plain data.
+    """Check a configuration given as plain data, of one data set and one student.
 
     Args:
         values: what the file would say.
@@ -423,6 +586,11 @@ def config_from_dict(values: Mapping[str, Any], *, folder: str | Path | None = N
     Raises:
         ConfigError: listing every problem.
     """
+    return _one(plan_from_dict(values, folder=folder), "configuration")
+
+
+def plan_from_dict(values: Mapping[str, Any], *, folder: str | Path | None = None) -> PilotConfig | MatrixConfig:
+    """Check a configuration given as plain data, of one pilot or of several; arguments as `config_from_dict`."""
     return _checked(PlainFile(dict(values), "configuration"), folder=Path(folder or ""))
 
 
@@ -443,11 +611,23 @@ def example_text(name: str) -> str:
     return (resources.files("limbeck") / "examples" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def _checked(file: PlainFile, *, folder: Path) -> PilotConfig:
+def _one(config: PilotConfig | MatrixConfig, source: str) -> PilotConfig:
+    if isinstance(config, PilotConfig):
+        return config
+    raise ConfigError(
+        f"{source} names several data sets or students, and one of each is expected here: limbeck pilot runs them all, "
+        f"and leaves the configuration of each in its folder, such as "
+        f"{config.output_folder / next(iter(config.pilots())).path / 'config.yaml'}"
+    )
+
+
+def _checked(file: PlainFile, *, folder: Path) -> PilotConfig | MatrixConfig:
     if not isinstance(file.values, Mapping):
         raise ConfigError(f"{file.name}: found {described(file.values)}, expected a mapping with the key 'data'")
+    several = "datasets" in file.values or "students" in file.values
+    kind: type[PilotConfig] | type[MatrixConfig] = MatrixConfig if several else PilotConfig
     try:
-        return PilotConfig.model_validate(dict(file.values), context={"folder": folder})
+        return kind.model_validate(dict(file.values), context={"folder": folder})
     except ValidationError as error:
         raise ConfigError(_told(file, problems(error))) from None
 

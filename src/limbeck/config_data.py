@@ -326,3 +326,12 @@ def parse_data(value: object, info: ValidationInfo) -> DataSection:
 
 DataField = Annotated[DataSection, PlainValidator(parse_data)]
 """The data inside a section of the settings."""
+
+
+class _Holder(Section):
+    data: DataField
+
+
+def data_section(value: Mapping[str, Any]) -> DataSection:
+    """The data section of a configuration from plain data that were checked before."""
+    return _Holder.model_validate({"data": value}).data

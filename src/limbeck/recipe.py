@@ -43,8 +43,18 @@ def _check_options(kind: str, name: str, function: Callable[..., Any], given: Pl
             raise RecipeError(f"{kind} {name!r}: " + unknown_name("option", option, known))
 
 
+class _WithOptions:
+    """A value with read-only options, which is copied and sent to other processes as any other value."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "options": dict(vars(self)["options"])}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update({**state, "options": MappingProxyType(dict(state["options"]))})
+
+
 @dataclass(frozen=True)
-class Term:
+class Term(_WithOptions):
     """One part of the objective.
 
     Args:
@@ -120,7 +130,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Weighting:
+class Weighting(_WithOptions):
     """Who is listened to: the factory of a weighting, called once per run, and its options."""
 
     factory: Callable[..., Any]
@@ -254,15 +264,16 @@ class Arbitrate:
 
 @dataclass(frozen=True)
 class Choose:
-    """Train each of a few recipes alike and keep the one that validation prefers.
+    """Train each of a few recipes alike, and one student from those that validation prefers (`limbeck.choosing`).
 
     Args:
         candidates: recipes, simpler ones first; what a teacher or the data cannot support is left out.
-        margin: of the expected worst-group accuracy: within it of the best, the simpler one is kept.
+        margin: of the expected worst-group accuracy: a candidate so far below the best has 1/e of its say; 0 keeps the
+            best one alone.
     """
 
     candidates: tuple[Any, ...] = ()
-    margin: float = 0.005
+    margin: float = 0.03
 
     def __post_init__(self) -> None:
         from limbeck.presets import as_recipe
@@ -352,7 +363,7 @@ class Recipe:
             student of round t-1 as its teacher.
         start: `own` keeps the student's own initial weights, `teacher` begins at the teacher's where shapes agree.
         arbitrate: ask first who is wrong, the teacher or the label; gives the field `targets`.
-        choose: train several recipes and keep the one that validation prefers; terms and weighting here are unused.
+        choose: train several recipes and one student from the best of them; terms and weighting here are unused.
         name: how tables call it.
 
     Raises:

@@ -143,7 +143,7 @@ def _written(plan: _Plan, path: str) -> str:
         "teachers:",
         f"  erm: {{model: {plan.teacher}, recipe: erm}}",
         "",
-        "# The small model that will be used.",
+        "# The small model that will be used. To compare sizes, name several: students: {tiny: linear, …}.",
         f"student: {plan.student}",
         "",
         "# What to compare. `limbeck recipes` lists them all.",

@@ -20,10 +20,12 @@ from limbeck.evaluation.calibration import (
     negative_log_likelihood,
     score_samples,
 )
+from limbeck.evaluation.changes import group_changes
 from limbeck.evaluation.compare import (
     Comparison,
     Difference,
     benjamini_hochberg,
+    bonferroni,
     compare_counts,
     decide,
     holm,
@@ -33,11 +35,14 @@ from limbeck.evaluation.compare import (
 from limbeck.evaluation.cost import Cost, Latency, measure_cost
 from limbeck.evaluation.counts import UNKNOWN_GROUP, GroupCounts, Worst
 from limbeck.evaluation.intervals import clopper_pearson, interval, seeds_interval, wilson, worst_group_interval
+from limbeck.evaluation.pareto import Standing, pareto_front
+from limbeck.evaluation.power import Advice
 from limbeck.evaluation.result import Evaluation, Row, Scores, evaluate
 
 __all__ = [
     "UNKNOWN_GROUP",
     "Accuracies",
+    "Advice",
     "Comparison",
     "Cost",
     "Difference",
@@ -47,8 +52,10 @@ __all__ = [
     "PairedCounts",
     "Row",
     "Scores",
+    "Standing",
     "Worst",
     "benjamini_hochberg",
+    "bonferroni",
     "bootstrap_counts",
     "brier_score",
     "classwise_calibration_error",
@@ -58,6 +65,7 @@ __all__ = [
     "evaluate",
     "expected_calibration_error",
     "group_calibration_error",
+    "group_changes",
     "hierarchical_bootstrap",
     "holm",
     "interval",
@@ -66,6 +74,7 @@ __all__ = [
     "measure_cost",
     "negative_log_likelihood",
     "paired_bootstrap",
+    "pareto_front",
     "percentile_interval",
     "score_samples",
     "seeds_interval",

@@ -1,10 +1,11 @@
-"""Is A better than B? Paired tests, corrections for many questions, and how much more data would tell."""
+"""Is A better than B? Paired tests, intervals from seeds and samples, and corrections for many questions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,15 +13,15 @@ from numpy.typing import NDArray
 from scipy import special
 
 from limbeck.errors import ConfigError, DataError, unknown_name
-from limbeck.evaluation.bootstrap import Accuracies, PairedCounts, accuracies, paired_bootstrap
+from limbeck.evaluation.bootstrap import Accuracies, PairedCounts, accuracies, redraw_worst, run_covariance
 from limbeck.evaluation.counts import ratio
+from limbeck.evaluation.power import NOTHING, Advice, Variance, detectable, more_of_both, more_samples, more_seeds
 
 Verdict = Literal["better", "worse", "not distinguishable", "not measured"]
-Correction = Literal["holm", "benjamini_hochberg", "none"]
+Correction = Literal["holm", "bonferroni", "benjamini_hochberg", "none"]
 
-_MOST_SEEDS = 10_000
-_MOST_SAMPLES = 1_000
-"""How far a power calculation looks: seeds in all, and samples as a multiple of those there are."""
+_AT_TIMES_WORST = 0.9
+"""The groups that are the worst in this share of redrawn test sets are those whose samples decide."""
 
 
 def mcnemar(only_a: Any, only_b: Any, method: Literal["mid-p", "exact"] = "mid-p") -> NDArray[np.float64]:
@@ -48,30 +49,38 @@ def mcnemar(only_a: Any, only_b: Any, method: Literal["mid-p", "exact"] = "mid-p
 
 def holm(p: Any) -> NDArray[np.float64]:
     """Adjusted p that keep the chance of *any* false claim at the level (Holm 1979); nan is not counted, stays nan."""
-    return _adjust(p, lambda q, rank, m: np.maximum.accumulate(q * (m - rank)))
+    return np.minimum(_adjust(p, _RULES["holm"]), 1.0)
+
+
+def bonferroni(p: Any) -> NDArray[np.float64]:
+    """Adjusted p as `holm`'s, told a little less often; the intervals that belong to them all hold at once."""
+    return np.minimum(_adjust(p, _RULES["bonferroni"]), 1.0)
 
 
 def benjamini_hochberg(p: Any) -> NDArray[np.float64]:
     """Adjusted p that keep the expected *share* of false claims at the level (Benjamini and Hochberg 1995)."""
-    return _adjust(p, lambda q, rank, m: np.minimum.accumulate((q * m / (rank + 1))[::-1])[::-1])
+    return np.minimum(_adjust(p, _RULES["benjamini_hochberg"]), 1.0)
 
 
-def _adjust(p: Any, rule: Callable[[NDArray[Any], NDArray[Any], int], NDArray[Any]]) -> NDArray[np.float64]:
+_Rule = Callable[[NDArray[Any], NDArray[Any], int], NDArray[Any]]
+_RULES: dict[str, _Rule] = {
+    "holm": lambda q, rank, m: np.maximum.accumulate(q * (m - rank)),
+    "bonferroni": lambda q, rank, m: q * m,
+    "benjamini_hochberg": lambda q, rank, m: np.minimum.accumulate((q * m / (rank + 1))[::-1])[::-1],
+    "none": lambda q, rank, m: q,
+}
+"""Adjusted p of m ascending p, which may exceed 1."""
+
+
+def _adjust(p: Any, rule: _Rule) -> NDArray[np.float64]:
     values = np.asarray(p, np.float64)
     if values.ndim != 1 or bool(((values < 0) | (values > 1)).any()):
         raise DataError(f"p: expected probabilities of shape [M], found {values.tolist()}")
     adjusted = np.full(len(values), np.nan)
     known = np.flatnonzero(~np.isnan(values))
     order = known[np.argsort(values[known], kind="stable")]
-    adjusted[order] = np.minimum(rule(values[order], np.arange(len(order)), len(order)), 1.0)
+    adjusted[order] = rule(values[order], np.arange(len(order)), len(order))
     return adjusted
-
-
-CORRECTIONS: dict[str, Callable[[Any], NDArray[np.float64]]] = {
-    "holm": holm,
-    "benjamini_hochberg": benjamini_hochberg,
-    "none": lambda p: np.asarray(p, np.float64),
-}
 
 
 def verdict(difference: float, p: float, level: float = 0.95) -> Verdict:
@@ -84,111 +93,6 @@ def verdict(difference: float, p: float, level: float = 0.95) -> Verdict:
     return "better" if difference > 0 else "worse"
 
 
-class Variance(NamedTuple):
-    """Variance of a measured difference of means over seeds and samples, by source.
-
-    With T[s] the difference for seed s: `seeds` is var(T) / S, known with S - 1 degrees of freedom; `samples` the
-    variance of mean(T) over test sets, known with n - 1; `interaction` the part that both contain (each seed errs on
-    samples of its own). Two-way random effects: the total is seeds + samples - interaction.
-    """
-
-    seeds: float
-    seeds_freedom: float
-    samples: float
-    samples_freedom: float
-    interaction: float
-
-    @property
-    def total(self) -> float:
-        """Variance of the difference; never below either of its sources."""
-        return max(self.seeds + self.samples - self.interaction, self.seeds, self.samples)
-
-    def half_width(self, alpha: float) -> float:
-        """Half the width of the interval at level 1 - alpha: each source with Student's t of its own (Banerjee 1960).
-
-        Such an interval never falls below its level. Welch-Satterthwaite's, which pools the degrees of freedom, does
-        with two or three seeds: they happen to agree, and the pooled count then forgets how few they were.
-        """
-        square = (self.total - self.seeds) * _student(self.samples_freedom, alpha) ** 2
-        if self.seeds > 0:
-            square += self.seeds * _student(self.seeds_freedom, alpha) ** 2
-        return math.sqrt(square)
-
-    def p(self, difference: float) -> float:
-        """Two-sided p: 1 - the level of the interval that just reaches 0; nan for a difference that is."""
-        if math.isnan(difference):
-            return math.nan
-        if difference == 0 or self.total == 0:
-            return 1.0
-        # It lies between the p of Student's t with the most and with the least degrees of freedom.
-        freedoms = [self.samples_freedom, self.seeds_freedom] if self.seeds > 0 else [self.samples_freedom]
-        t = -abs(difference) / math.sqrt(self.total)
-        low, high = (max(2 * float(special.stdtr(max(f, 1.0), t)), 1e-300) for f in (max(freedoms), min(freedoms)))
-        for _ in range(40):
-            if high - low <= 1e-9 * high:
-                break
-            middle = math.sqrt(low) * math.sqrt(high)
-            low, high = (low, middle) if self.half_width(middle) <= abs(difference) else (middle, high)
-        return high
-
-    def scaled(self, seeds: float, samples: float) -> Variance:
-        """What it would be with `seeds` times as many seeds and `samples` times as many samples."""
-        both = self.interaction / (seeds * samples)
-        return Variance(
-            max(self.seeds - self.interaction, 0.0) / seeds + both,
-            (self.seeds_freedom + 1) * seeds - 1,
-            max(self.samples - self.interaction, 0.0) / samples + both,
-            (self.samples_freedom + 1) * samples - 1,
-            both,
-        )
-
-
-def _student(freedom: float, alpha: float) -> float:
-    """The value that |t| exceeds with probability alpha."""
-    return -float(special.stdtrit(max(freedom, 1.0), alpha / 2))
-
-
-def detectable(variance: Variance, level: float = 0.95, power: float = 0.8) -> float:
-    """The smallest true difference that would be told with probability about `power`."""
-    return variance.half_width(1 - level) + float(special.ndtri(power)) * math.sqrt(variance.total)
-
-
-def more_seeds(
-    difference: float, variance: Variance, seeds: int, level: float = 0.95, power: float = 0.8
-) -> int | None:
-    """How many more seeds would tell a true difference this large; None where seeds alone cannot, or with one seed."""
-    if seeds < 2:
-        return None
-    enough = _smallest(
-        lambda s: detectable(variance.scaled(s / seeds, 1.0), level, power) <= abs(difference), seeds, _MOST_SEEDS
-    )
-    return None if enough is None else enough - seeds
-
-
-def more_samples(
-    difference: float, variance: Variance, samples: int, level: float = 0.95, power: float = 0.8
-) -> int | None:
-    """How many more samples (of the group in question) would tell a true difference this large; None if they cannot."""
-    if samples < 1:
-        return None
-    enough = _smallest(
-        lambda n: detectable(variance.scaled(1.0, n / samples), level, power) <= abs(difference),
-        samples,
-        samples * _MOST_SAMPLES,
-    )
-    return None if enough is None else enough - samples
-
-
-def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The smallest integer in low..high for which `holds`, which never turns false again; None where there is none."""
-    if not holds(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low
-
-
 @dataclass(frozen=True)
 class Difference:
     """How much better `model` is than `against` in one metric.
@@ -197,10 +101,14 @@ class Difference:
         metric: "average", "worst_group" or "group".
         group: the group compared; for "worst_group" the one that is most often the worst.
         value, reference: the metric of `model` and of `against`, means over seeds.
-        low, high: interval of the difference at `level`, of this comparison taken alone.
-        p: two-sided, of this comparison taken alone.
+        low, high: interval of the difference, corrected as p is: it excludes 0 where the difference is told.
+        p: two-sided, of this comparison taken alone; at most 1 - level only where the interval `alone` excludes 0.
         adjusted_p: corrected for `comparisons` questions by `correction`; the verdict rests on it.
         seeds: of `model` and of `against`. samples: those the metric rests on (those of `group`, or all).
+        selection: for "worst_group", how far picking the worst of measured groups favours `model` (or, negative,
+            `against`), estimated. The interval is made longer by it on one side; it counts against a claim, never for
+            one.
+        deciding: for "worst_group", the groups that are the worst in nearly all redrawn test sets, with their samples.
     """
 
     model: str
@@ -220,6 +128,8 @@ class Difference:
     variance: Variance
     comparisons: int = 1
     correction: str = "none"
+    selection: float = 0.0
+    deciding: tuple[tuple[str, int], ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -227,19 +137,36 @@ class Difference:
         return verdict(self.difference, self.adjusted_p, self.level)
 
     @property
-    def detectable(self) -> float:
-        """The smallest true difference that this many seeds and samples tell with probability 0.8."""
-        return detectable(self.variance, self._corrected_level)
+    def alone(self) -> tuple[float, float]:
+        """The interval at `level` of this comparison taken alone, as if it had been the only question."""
+        return _limits(self.difference, self.variance.half_width(1 - self.level), self.selection)
 
-    @property
-    def more_seeds(self) -> int | None:
-        """More seeds of each that would tell a difference as large as this one (power 0.8); None where they cannot."""
-        return more_seeds(self.difference, self.variance, max(self.seeds), self._corrected_level)
-
-    @property
-    def more_samples(self) -> int | None:
-        """More samples of `group` (of all groups, for the average) that would tell; None where they cannot."""
-        return more_samples(self.difference, self.variance, self.samples, self._corrected_level)
+    @cached_property
+    def advice(self) -> Advice | None:
+        """What would tell a difference as large as this one (power 0.8); None where it is told or not measured."""
+        if self.verdict != "not distinguishable":
+            return None
+        known = self.difference, self.variance
+        seeds, level = max(self.seeds), self._corrected_level
+        # What picking the worst group gives away is taken off the difference before it is believed.
+        allowance = max(math.copysign(1.0, self.difference) * self.selection, 0.0)
+        matters = abs(self.difference) >= NOTHING
+        further_seeds = more_seeds(*known, seeds, level, allowance=allowance) if matters else None
+        further_samples = more_samples(*known, self.samples, level, allowance=allowance) if matters else None
+        alone = further_seeds is not None or further_samples is not None
+        factor = 0.0 if further_samples is None else further_samples / self.samples
+        return Advice(
+            matters=matters,
+            detectable=detectable(self.variance, level) + allowance,
+            more_seeds=further_seeds,
+            more_samples=further_samples,
+            more_by_group={name: math.ceil(factor * n) for name, n in self.deciding if further_samples is not None},
+            both=None
+            if alone or not matters
+            else more_of_both(*known, seeds, self.samples, level, allowance=allowance),
+            group=self.group,
+            one_run=self.seeds == (1, 1),
+        )
 
     @property
     def _corrected_level(self) -> float:
@@ -259,19 +186,11 @@ class Difference:
         )
         if self.verdict != "not distinguishable":
             return f"{self.model} is {self.verdict} than {self.against} {place}: {facts}."
+        advice = self.advice
         return (
-            f"{self.model} and {self.against} are not distinguishable {place} at this size: {facts}; {self._advice()}."
+            f"{self.model} and {self.against} are not distinguishable {place} at this size: {facts}"
+            f"{'' if advice is None else f'; {advice.sentence()}'}."
         )
-
-    def _advice(self) -> str:
-        ways = []
-        if (seeds := self.more_seeds) is not None:
-            ways.append(f"{_about(seeds)} more seed{'s' if seeds > 1 else ''}")
-        if (samples := self.more_samples) is not None:
-            ways.append(f"{_about(samples)} more samples" + ("" if self.group is None else f" of group {self.group!r}"))
-        if ways:
-            return f"about {' or '.join(ways)} would tell a difference of this size"
-        return f"a difference of {100 * self.detectable:.1f} points or more would have been told (power 0.8)"
 
     def _corrected(self) -> str:
         if self.correction == "none" or self.comparisons < 2:
@@ -285,6 +204,7 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; None for nan."""
+        advice, (alone_low, alone_high) = self.advice, self.alone
         plain = {
             "model": self.model,
             "against": self.against,
@@ -296,20 +216,21 @@ class Difference:
             "low": self.low,
             "high": self.high,
             "p": self.p,
+            "alone_low": alone_low,
+            "alone_high": alone_high,
             "adjusted_p": self.adjusted_p,
             "comparisons": self.comparisons,
             "correction": self.correction,
             "level": self.level,
             "seeds": list(self.seeds),
             "samples": self.samples,
+            "selection": self.selection,
             "verdict": self.verdict,
-            "more_seeds": None,
-            "more_samples": None,
-            "detectable": self.detectable,
+            "more_seeds": None if advice is None else advice.more_seeds,
+            "more_samples": None if advice is None else advice.more_samples,
+            "advice": None if advice is None else advice.to_dict(),
             "sentence": self.sentence(),
         }
-        if self.verdict == "not distinguishable":
-            plain |= {"more_seeds": self.more_seeds, "more_samples": self.more_samples}
         return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in plain.items()}
 
 
@@ -345,16 +266,28 @@ class Comparison:
 
 
 def decide(differences: Sequence[Difference], correction: Correction = "holm") -> list[Difference]:
-    """The same differences with p corrected for asking all of these questions; unmeasured ones are not counted."""
-    if correction not in CORRECTIONS:
-        raise ConfigError(unknown_name("correction", correction, CORRECTIONS))
+    """The same differences, corrected for asking all of these questions; unmeasured ones are not counted.
+
+    Each interval is corrected by the factor its p is, so that it excludes 0 where the difference is told. With
+    "bonferroni" the intervals of all questions hold at once at the level; with "holm", which tells more, each one does,
+    and the one of the smallest p although it was picked (there the two are the same); with "benjamini_hochberg" the
+    expected share of told ones that fail is at the level (Benjamini and Yekutieli 2005).
+    """
+    if correction not in _RULES:
+        raise ConfigError(unknown_name("correction", correction, _RULES))
     p = np.array([d.p for d in differences], np.float64)
-    adjusted = CORRECTIONS[correction](p)
+    adjusted = _adjust(p, _RULES[correction])
     asked = int((~np.isnan(p)).sum())
-    return [
-        replace(d, adjusted_p=float(q), comparisons=asked, correction=correction)
-        for d, q in zip(differences, adjusted, strict=True)
-    ]
+    found = []
+    for d, q in zip(differences, adjusted, strict=True):
+        alpha = (1 - d.level) * (d.p / q if q > 0 else 1 / max(asked, 1))
+        low, high = _limits(d.difference, d.variance.half_width(alpha), d.selection)
+        found.append(
+            replace(
+                d, low=low, high=high, adjusted_p=float(np.minimum(q, 1.0)), comparisons=asked, correction=correction
+            )
+        )
+    return found
 
 
 def compare(
@@ -376,7 +309,12 @@ def compare(
     The interval has a part from seeds (another training run) and a part from samples (another test set), crossed
     because all seeds see the same samples, each with Student's t of its own degrees of freedom: with three seeds,
     resampling them would claim far too much. The samples' part is exact for the average and for one group, with half
-    a sample added to each outcome (Agresti and Min 2005), and a bootstrap of counts for the worst group.
+    a sample added to each outcome (Agresti and Min 2005), and for the worst group a parametric bootstrap of the groups'
+    accuracies, which are as good as normal.
+
+    The worst of several measured accuracies lies below the lowest true one, the further the more groups are nearly
+    as bad: a model that treats its groups alike looks worse than one with a single bad group. `Difference.selection`
+    estimates by how much, and the interval is longer by it on that side.
 
     With one run of each the verdict is on these two models, not on their recipes, and p is at least that of McNemar's
     mid-p test (for the worst group: of a permutation test that swaps the models where they disagree).
@@ -393,7 +331,7 @@ def compare(
             both have as many seeds.
         correction: of the groups' p for the number of groups. Average and worst group are left uncorrected: `decide`
             corrects them over the recipes of a pilot.
-        replicates: bootstrap replicates for the worst group.
+        replicates: redrawn test sets for the worst group.
     """
     paired = PairedCounts.from_correct(right_a, right_b, groups, group_names)
     return compare_counts(
@@ -422,6 +360,8 @@ def compare_counts(
     """`compare` from counts of patterns already made."""
     if not 0 < level < 1:
         raise ConfigError(f"level: {level} is not a confidence level between 0 and 1, such as 0.95")
+    if replicates < 1:
+        raise ConfigError(f"replicates: at least 1 is needed, found {replicates}")
     seeds = (paired.right_a.shape[1], paired.right_b.shape[1])
     pairwise = seeds[0] == seeds[1] if paired_seeds is None else paired_seeds
     if pairwise and seeds[0] != seeds[1]:
@@ -437,15 +377,17 @@ def compare_counts(
         b: NDArray[np.float64],
         sampling: _Sampling,
         exact_p: float,
+        selection: float = 0.0,
+        deciding: tuple[tuple[str, int], ...] = (),
     ) -> Difference:
         value, reference = float(a.mean()), float(b.mean())
         found = value - reference
         variance = _variance(a, b, sampling, pairwise)
-        half = variance.half_width(1 - level)
-        p = max(variance.p(found), exact_p)
+        low, high = _limits(found, variance.half_width(1 - level), selection)
+        p = max(variance.p(_without(found, selection)), exact_p)
         return Difference(
-            names[0], names[1], metric, group, value, reference, found, found - half, found + half, p, p, level, seeds,
-            sampling.samples, variance,
+            names[0], names[1], metric, group, value, reference, found, low, high, p, p, level, seeds,
+            sampling.samples, variance, selection=selection, deciding=deciding,
         )  # fmt: skip
 
     everything = np.zeros_like(paired.group)
@@ -470,13 +412,16 @@ def compare_counts(
         for g, name in enumerate(paired.group_names)
     ]
     decisive = _decisive_group(paired, observed_a, observed_b, minimum)
+    redrawn = _worst_sampling(paired, decisive, observed_a, observed_b, minimum, pairwise, replicates, seed)
     worst = difference(
         "worst_group",
         None if decisive is None else paired.group_names[decisive],
         observed_a.worst,
         observed_b.worst,
-        _worst_sampling(paired, decisive, minimum, pairwise, replicates, seed),
+        redrawn.sampling,
         _swap_p(paired, minimum, replicates, seed) if one_each and decisive is not None else 0.0,
+        redrawn.selection,
+        redrawn.deciding,
     )
     return Comparison(average, worst, tuple(decide(each, correction)))
 
@@ -527,20 +472,56 @@ def _linear_sampling(paired: PairedCounts, stratum: NDArray[np.int64], strata: i
     return [_Sampling(int(n[g]), float(variance[g]), float(np.nan_to_num(interaction[g]))) for g in range(strata)]
 
 
+class _Redrawn(NamedTuple):
+    """What another draw of test samples does to the worst group."""
+
+    sampling: _Sampling
+    selection: float
+    deciding: tuple[tuple[str, int], ...]
+
+
 def _worst_sampling(
-    paired: PairedCounts, decisive: int | None, minimum: int, pairwise: bool, replicates: int, seed: int
-) -> _Sampling:
-    """The samples' part for the worst group's accuracy, by resampling counts within groups."""
+    paired: PairedCounts,
+    decisive: int | None,
+    observed_a: Accuracies,
+    observed_b: Accuracies,
+    minimum: int,
+    pairwise: bool,
+    replicates: int,
+    seed: int,
+) -> _Redrawn:
+    """The samples' part for the worst group's accuracy, its selection, and the groups that are at times the worst."""
     if decisive is None:
-        return _Sampling(0, 0.0, 0.0)
-    a, b = paired_bootstrap(paired, replicates, seed, minimum=minimum, stratified=True, smoothing=0.5)
-    variance = float((a.worst.mean(axis=1) - b.worst.mean(axis=1)).var())
+        return _Redrawn(_Sampling(0, 0.0, 0.0), 0.0, ())
+    eligible = np.flatnonzero(paired.totals >= max(minimum, 1))
+    accuracy = np.concatenate([observed_a.groups, observed_b.groups])[:, eligible].T
+    worst, bias, times = redraw_worst(accuracy, run_covariance(paired)[eligible], replicates, seed)
+    seeds_a = len(observed_a.worst)
+    a, b = worst[:, :seeds_a], worst[:, seeds_a:]
     interaction = 0.0
-    for x in [a.worst - b.worst] if pairwise else [a.worst, b.worst]:
+    for x in [a - b] if pairwise else [a, b]:
         seeds = x.shape[1]
         if seeds > 1:
             interaction += float((x - x.mean(axis=1, keepdims=True)).var(axis=0).sum()) / (seeds * (seeds - 1))
-    return _Sampling(int(paired.totals[decisive]), variance, interaction)
+    order = np.argsort(-times, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(times[order]), _AT_TIMES_WORST * times.sum())) + 1
+    deciding = dict.fromkeys([decisive, *(int(eligible[g]) for g in order[:enough])])
+    return _Redrawn(
+        _Sampling(int(paired.totals[decisive]), float((a.mean(axis=1) - b.mean(axis=1)).var()), interaction),
+        float(bias[:seeds_a].mean() - bias[seeds_a:].mean()),
+        tuple((paired.group_names[g], int(paired.totals[g])) for g in deciding),
+    )
+
+
+def _limits(difference: float, half: float, selection: float) -> tuple[float, float]:
+    """The interval, longer on the side from which the selection of the worst group has moved the difference."""
+    return difference - half - max(selection, 0.0), difference + half - min(selection, 0.0)
+
+
+def _without(difference: float, selection: float) -> float:
+    """What is left of a difference once the selection has been taken off; never more than there was."""
+    allowance = max(math.copysign(1.0, difference) * selection, 0.0)
+    return math.copysign(max(abs(difference) - allowance, 0.0), difference)
 
 
 def _decisive_group(paired: PairedCounts, a: Accuracies, b: Accuracies, minimum: int) -> int | None:
@@ -567,12 +548,6 @@ def _swap_p(paired: PairedCounts, minimum: int, replicates: int, seed: int) -> f
     swapped = ((both + drawn) / total).min(axis=1) - ((both + disagree - drawn) / total).min(axis=1)
     # The observed assignment is one of the equally likely ones, so p is never 0 (Phipson and Smyth 2010).
     return float((1 + (np.abs(swapped) >= abs(found) - 1e-12).sum()) / (replicates + 1))
-
-
-def _about(number: int) -> str:
-    """At least 1, to two digits, rounded up: a power calculation is not known any better."""
-    unit = 10 ** max(len(str(number)) - 2, 0)
-    return f"{max(-(-number // unit) * unit, 1):,}"
 
 
 def _p(p: float) -> str:

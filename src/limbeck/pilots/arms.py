@@ -58,13 +58,13 @@ class Arm:
     vary: Callable[[Mapping[str, Any]], Recipe] | None = None
 
 
-def plan(config: PilotConfig, models: str | Path | None = None) -> tuple[Data, list[Arm]]:
-    """The data and the arms of a configuration; nothing is trained."""
+def plan(config: PilotConfig, models: str | Path | None = None, data: Data | None = None) -> tuple[Data, list[Arm]]:
+    """The data and the arms of a configuration; nothing is trained. Data that are given are not loaded again."""
     from limbeck.build import build_data
     from limbeck.models import build, load_user_file
 
     functions = {} if models is None else load_user_file(models)
-    data = build_data(config)
+    data = build_data(config) if data is None else data
 
     def factory(spec: Any) -> Callable[[], nn.Module]:
         return lambda: build(spec, inputs_shape=data.sample_shape, classes=data.num_classes, user=functions)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from limbeck.callbacks import Callback
-from limbeck.checkpoint import write_json
+from limbeck.checkpoint import write_atomically, write_json
 from limbeck.errors import CheckpointError
 from limbeck.evaluation import evaluate
 from limbeck.fitting import fit
@@ -22,7 +24,8 @@ from limbeck.heads import TransplantedStudent
 from limbeck.ledgers import overhear
 from limbeck.models import load_weights
 from limbeck.pilots.arms import Arm
-from limbeck.pilots.records import write_ledger
+from limbeck.pilots.records import KINDS, LEDGER, write_ledger
+from limbeck.pilots.sharing import Sharing
 from limbeck.predict import predict_logits
 from limbeck.selection import SelectionRule
 
@@ -56,6 +59,27 @@ class CellFiles:
     def predictions(self) -> Path | None:
         """Predicted classes of the test samples `[N]`."""
         return self._path("predictions", ".npy")
+
+    @property
+    def all(self) -> list[Path]:
+        """Every file that a complete cell may have left, the record last."""
+        found = [self.weights, self.predictions, *(self._path(f"{LEDGER}/{kind}", ".parquet") for kind in KINDS)]
+        return [path for path in (*found, self.record) if path is not None and path.is_file()]
+
+    def taken_from(self, other: CellFiles) -> None:
+        """Have the files of the same cell of another pilot as well: linked, or copied where the disk is another one."""
+        if self.folder is None or other.folder is None or self.record is None or self.record.is_file():
+            return
+        for path in other.all:
+            target = self.folder / path.relative_to(other.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f".{target.name}.borrowed")
+            beside.unlink(missing_ok=True)
+            try:
+                os.link(path, beside)
+            except OSError:
+                shutil.copyfile(path, beside)
+            os.replace(beside, target)
 
     @property
     def checkpoints(self) -> Path | None:
@@ -106,15 +130,30 @@ def run_cell(
     files: CellFiles,
     callbacks: Sequence[Callback] = (),
     card: Mapping[str, Any] | None = None,
+    sharing: Sharing | None = None,
+    arms: Sequence[Arm] = (),
 ) -> CellResult:
-    """Train and evaluate one cell, or read it back where it is complete."""
+    """Train and evaluate one cell, or read it back where it is complete.
+
+    Args:
+        arm: what is trained.
+        seed: of the training.
+        data: of the pilot.
+        teacher: what it learns from.
+        selection: the rule of it.
+        files: where the cell is kept.
+        callbacks: told of every epoch.
+        card: what the file of the model says of it.
+        sharing: where what a teacher says is kept for its students; it is there before the teacher's cell is complete.
+        arms: of the pilot, the teacher's students among them.
+    """
     if (done := files.finished()) is not None:
         assert files.predictions is not None
         predictions = np.load(files.predictions, allow_pickle=False).astype(np.int64)
         files.remove_checkpoints()  # a kill between the record and this leaves them
         return CellResult(done, predictions, read_teacher(arm, files) if arm.role == "teacher" else None)
     if arm.source is not None:
-        return _finished_teacher(arm, seed, data, files)
+        return _finished_teacher(arm, seed, data, files, sharing, arms)
     assert arm.model is not None
     assert arm.recipe is not None
     assert arm.training is not None
@@ -131,9 +170,11 @@ def run_cell(
         checkpoint=files.checkpoints,
         resume=files.checkpoints is not None,
     )
-    notes = []
+    notes: list[str] = []
     if files.folder is not None and arm.role != "trial":
         notes = write_ledger(files.folder, arm, seed, fitted, data, teacher)
+    if sharing is not None and arm.role == "teacher":
+        notes = [*notes, *sharing.write(arm, seed, fitted, arms)]
     return keep_fitted(arm, fitted, seed, data, files, card or {}, notes)
 
 
@@ -178,11 +219,15 @@ def _evaluate(model: Any, data: Data) -> tuple[dict[str, Any], np.ndarray[Any, n
     return found, logits.argmax(1).astype(np.int64)
 
 
-def _finished_teacher(arm: Arm, seed: int, data: Data, files: CellFiles) -> CellResult:
+def _finished_teacher(
+    arm: Arm, seed: int, data: Data, files: CellFiles, sharing: Sharing | None, arms: Sequence[Arm]
+) -> CellResult:
     """Evaluate a teacher that came finished, through what it supplies."""
     from limbeck.teachers import as_teacher, collect
 
-    teacher = as_teacher(arm.source)
+    source = as_teacher(arm.source)
+    notes = [] if sharing is None else sharing.write(arm, seed, source, arms)
+    teacher = source if sharing is None else sharing.judged(arm, source)
     counts = None if data.train.groups is None else data.train.groups.counts()
     record: dict[str, Any] = {}
     predictions = np.empty(0, np.int64)
@@ -191,12 +236,12 @@ def _finished_teacher(arm: Arm, seed: int, data: Data, files: CellFiles) -> Cell
         record[name] = evaluate(logits, part, training_counts=counts).to_dict()
         if name == "test":
             predictions = logits.argmax(1).astype(np.int64)
-    module = getattr(teacher, "module", None)
+    module = getattr(source, "module", None)
     parameters = None if module is None else sum(part.numel() for part in module.parameters())
     record |= {"seed": seed, "selected_epoch": None, "seconds": 0.0, "parameters": parameters, "history": []}
-    record |= {"details": {}, "warnings": [], "precision": None, "compile": False}
+    record |= {"details": {}, "warnings": notes, "precision": None, "compile": False}
     _keep(files, record, predictions)
-    return CellResult(record, predictions, teacher)
+    return CellResult(record, predictions, source)
 
 
 def read_teacher(arm: Arm, files: CellFiles) -> Any:
@@ -213,7 +258,8 @@ def read_teacher(arm: Arm, files: CellFiles) -> Any:
 def _keep(files: CellFiles, record: Mapping[str, Any], predictions: np.ndarray[Any, np.dtype[np.int64]]) -> None:
     if files.record is None or files.predictions is None:
         return
-    files.predictions.parent.mkdir(parents=True, exist_ok=True)
-    np.save(files.predictions, predictions.astype(np.int32), allow_pickle=False)
+    stream = io.BytesIO()
+    np.save(stream, predictions.astype(np.int32), allow_pickle=False)
+    write_atomically(files.predictions, stream.getvalue())
     write_json(files.record, record)
     files.remove_checkpoints()

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbeck.arbitration.judge import as_judge, evidence_data
 from limbeck.callbacks import RunState
 from limbeck.fitting import fit
 from limbeck.modes import evaluating, one_thread
 from limbeck.pilots.arms import Arm, built, check_arms
 from limbeck.pilots.search import Search, planned
+from limbeck.pilots.sharing import spoken
 from limbeck.predict import InputReader, batched_logits, call_model
+from limbeck.presets import as_recipe
+from limbeck.recipe import Arbitrate, Recipe
 from limbeck.teachers import Teacher, as_teacher, collect
+from limbeck.teachers.base import reads_inputs
 from limbeck.training import Training, batch_bounds
 from limbeck.views import Views
 
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 STEPS = 24
 """Steps a measured epoch: enough for a steady median, few enough to be done at once."""
 FLOAT = 4
+REPEATS = 2
+"""Divisions into folds in arbitration's last round; `limbeck.arbitration.arbitrate` has as many."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class ArmForecast:
         teacher_milliseconds: of the live teacher on one batch; 0 without one.
         teacher_bytes: of its stored outputs for the training part.
         memory_bytes: parameters, gradients, optimiser state and the activations of one batch.
+        once_seconds: beside the seeds, for the whole pilot: a finished teacher speaks once.
+        judge_seconds: of `seconds`, what arbitration's judges take to train, at most.
+        disk_bytes: of a teacher, what it says of the training part, as it is kept: for one seed, or once where it is
+            finished.
     """
 
     label: str
@@ -51,6 +62,9 @@ class ArmForecast:
     teacher_milliseconds: float
     teacher_bytes: int
     memory_bytes: int
+    once_seconds: float = 0.0
+    judge_seconds: float = 0.0
+    disk_bytes: int = 0
 
     @property
     def live_share(self) -> float:
@@ -79,7 +93,26 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """The whole pilot, on one thread."""
-        return self.overhead_seconds + self.search_seconds + self.seeds * sum(arm.seconds for arm in self.arms)
+        once = sum(arm.once_seconds for arm in self.arms)
+        return self.overhead_seconds + self.search_seconds + once + self.seeds * sum(arm.seconds for arm in self.arms)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What teachers say, as it is kept."""
+        return sum(arm.disk_bytes * (1 if arm.once_seconds else self.seeds) for arm in self.arms)
+
+    def without_teachers(self, roles: Sequence[str]) -> Forecast:
+        """The same where another pilot trains the teachers.
+
+        Args:
+            roles: of the arms.
+        """
+        pairs = zip(self.arms, roles, strict=True)
+        arms = tuple(
+            replace(arm, seconds=0.0, once_seconds=0.0, disk_bytes=0) if role == "teacher" else arm
+            for arm, role in pairs
+        )
+        return replace(self, arms=arms)
 
     @property
     def memory_bytes(self) -> int:
@@ -90,16 +123,20 @@ class Forecast:
         lines = [f"{'model':30s} {'parameters':>12s} {'step':>9s} {'live teacher':>13s} {'stored':>10s} {'a seed':>9s}"]
         for arm in self.arms:
             live = f"{100 * arm.live_share:.0f} % of a step" if arm.teacher_milliseconds else "–"
-            stored = _bytes(arm.teacher_bytes) if arm.teacher_bytes else "–"
+            stored = shown_bytes(arm.teacher_bytes) if arm.teacher_bytes else "–"
             step = f"{arm.step_milliseconds:.2f} ms" if arm.step_milliseconds else "–"
             lines.append(
                 f"{arm.label:30s} {arm.parameters:12,d} {step:>9s} {live:>13s} {stored:>10s} {arm.seconds:7.1f} s"
             )
+        for arm in self.arms:
+            if arm.judge_seconds:
+                lines.append(f"{arm.label}: of these, up to {shown_time(arm.judge_seconds)} for its judges")
         if self.search_seconds:
-            lines.append(f"search of settings: about {_time(self.search_seconds)}")
+            lines.append(f"search of settings: about {shown_time(self.search_seconds)}")
         lines.append(
-            f"{len(self.arms)} models × {self.seeds} seeds: about {_time(self.seconds)} on one thread, "
-            f"{_bytes(self.memory_bytes)} of memory (data {_bytes(self.data_bytes)})"
+            f"{len(self.arms)} models × {self.seeds} seeds: about {shown_time(self.seconds)} on one thread, "
+            f"{shown_bytes(self.memory_bytes)} of memory (data {shown_bytes(self.data_bytes)})"
+            + (f", {shown_bytes(self.disk_bytes)} on disk for what teachers say" if self.disk_bytes else "")
         )
         return "\n".join(lines)
 
@@ -110,6 +147,7 @@ class Forecast:
             "seconds": self.seconds,
             "search_seconds": self.search_seconds,
             "memory_bytes": self.memory_bytes,
+            "disk_bytes": self.disk_bytes,
             "data_bytes": self.data_bytes,
             "seeds": self.seeds,
             "arms": arms,
@@ -128,7 +166,7 @@ def estimate(data: Data, arms: Sequence[Arm], seeds: int, search: Search | None 
         for arm in arms:
             if arm.role == "teacher":
                 sources[arm.key] = arm.source if arm.source is not None else built(arm)
-        forecasts = tuple(_arm(arm, data, sources) for arm in arms)
+        forecasts = tuple(_arm(arm, data, sources, arms) for arm in arms)
     reader = InputReader(data)(torch.arange(1))
     parts = reader.values() if isinstance(reader, Mapping) else [reader]
     stored = len(data) * sum(part.numel() for part in parts) * _input_size(data)
@@ -173,27 +211,61 @@ class _Clock:
         """Nothing."""
 
 
-def _arm(arm: Arm, data: Data, sources: Mapping[str, Any]) -> ArmForecast:
+def _arm(arm: Arm, data: Data, sources: Mapping[str, Any], arms: Sequence[Arm]) -> ArmForecast:
     train, evaluated = data.train, len(data.validation) + len(data.test)
     taught = [sources[key] for key in arm.teachers]
     teacher = as_teacher(taught if len(taught) > 1 else taught[0]) if taught else None
+    speaking, kept = _speaking(arm, data, sources, arms) if arm.role == "teacher" else (0.0, 0)
     if arm.source is not None:
         source = as_teacher(arm.source)
-        seconds = _pass(source, data.test, ("logits",)) * evaluated
+        a_sample = _pass(source, data.test, ("logits",))
         module = getattr(source, "module", None)
         parameters = 0 if module is None else sum(part.numel() for part in module.parameters())
-        return ArmForecast(arm.label, parameters, seconds, 0.0, 0.0, 0, 0)
+        # What goes by id is looked up with every seed; a network is asked once.
+        seconds, once = (0.0, a_sample * evaluated + speaking) if reads_inputs(source) else (a_sample * evaluated, 0.0)
+        return ArmForecast(arm.label, parameters, seconds, 0.0, 0.0, 0, 0, once, 0.0, kept)
     assert arm.training is not None
     assert arm.recipe is not None
     model, training = built(arm), arm.training
     small = _part(data, min(len(train), STEPS * training.batch_size))
+    clock = _timed(model, small, arm.recipe, training, teacher)
+    a_sample = _prediction(model, data.test)
+    steps, measured = (len(batch_bounds(len(part), training.batch_size)) for part in (train, small.train))
+    seconds, step = speaking, 0.0
+    for stage, taken in clock.epochs.items():
+        step = max(taken - a_sample * len(small.validation), 0.0) / measured
+        epochs = _epochs_of(arm.recipe, stage) or training.epochs
+        seconds += epochs * (steps * step + len(data.validation) * a_sample)
+    seconds += evaluated * a_sample
+    judges = 0.0 if arm.recipe.arbitrate is None else _judges(arm.recipe.arbitrate, data, small, teacher)
+    batch = min(training.batch_size, len(train))
+    asked = tuple(sorted(arm.recipe.teacher_outputs - {"head", "maps"})) if teacher is not None else ()
+    a_batch, stored = 0.0, 0
+    if teacher is not None and asked:
+        a_batch = _pass(teacher, train, asked) * batch
+        one = collect(teacher, small.train.subset(np.arange(1)), asked)
+        stored = _passes(training) * FLOAT * len(train) * sum(value.numel() for value in one.values())
+        if len(arm.teachers) > 1 and _passes(training) > 1:
+            # Several teachers are asked about augmented images by each student, see `limbeck.pilots.sharing`.
+            seconds += _passes(training) * a_batch / batch * len(train)
+    parameters = sum(part.numel() for part in model.parameters())
+    # Weights, gradients and, for Adam, two moments; then what the backward pass keeps.
+    memory = 4 * FLOAT * parameters + FLOAT * _activations(model, train, batch)
+    times = (seconds + judges, 1000 * step, 1000 * a_batch)
+    return ArmForecast(arm.label, parameters, *times, stored, memory, 0.0, judges, kept)
+
+
+def _timed(model: nn.Module, small: Data, recipe: Recipe, training: Training, teacher: Teacher | None) -> _Clock:
+    """Three epochs of few steps: the fastest is a steady one."""
     clock = _Clock()
-    # Three epochs of few steps: the fastest is a steady one.
+    if recipe.arbitrate is not None:
+        # A step takes as long whatever the judges found; how long they take is counted for itself.
+        recipe = recipe.replace(arbitrate=replace(recipe.arbitrate, rounds=1))
     fit(
         model,
         small,
         teacher=teacher,
-        recipe=arm.recipe,
+        recipe=recipe,
         epochs=3,
         batch_size=training.batch_size,
         optimiser=training.optimiser,
@@ -203,27 +275,45 @@ def _arm(arm: Arm, data: Data, sources: Mapping[str, Any]) -> ArmForecast:
         views=training.views,
         callbacks=[clock],
     )
-    a_sample = _prediction(model, data.test)
-    steps, measured = (len(batch_bounds(len(part), training.batch_size)) for part in (train, small.train))
-    seconds, step = 0.0, 0.0
-    for stage, taken in clock.epochs.items():
-        step = max(taken - a_sample * len(small.validation), 0.0) / measured
-        epochs = arm.recipe.identify.epochs if stage == "identify" and arm.recipe.identify else training.epochs
-        seconds += epochs * (steps * step + len(data.validation) * a_sample)
-    seconds += evaluated * a_sample
-    batch = min(training.batch_size, len(train))
-    asked = tuple(sorted(arm.recipe.teacher_outputs - {"head", "maps"})) if teacher is not None else ()
-    a_batch, stored = 0.0, 0
-    if teacher is not None and asked:
-        a_batch = _pass(teacher, train, asked) * batch
-        one = collect(teacher, small.train.subset(np.arange(1)), asked)
-        views = _passes(training)
-        stored = views * FLOAT * len(train) * sum(value.numel() for value in one.values())
-        seconds += views * a_batch / batch * len(train)
-    parameters = sum(part.numel() for part in model.parameters())
-    # Weights, gradients and, for Adam, two moments; then what the backward pass keeps.
-    memory = 4 * FLOAT * parameters + FLOAT * _activations(model, train, batch)
-    return ArmForecast(arm.label, parameters, seconds, 1000 * step, 1000 * a_batch, stored, memory)
+    return clock
+
+
+def _epochs_of(recipe: Recipe, stage: str) -> int | None:
+    """How long a stage takes, where that is not the training's length; of a choice, `<candidate>: <stage>`."""
+    candidate, _, name = stage.rpartition(": ")
+    candidates = () if recipe.choose is None else recipe.choose.candidates
+    recipe = next((one for one in candidates if one.name == candidate), recipe)
+    return recipe.identify.epochs if name == "identify" and recipe.identify is not None else None
+
+
+def _speaking(arm: Arm, data: Data, sources: Mapping[str, Any], arms: Sequence[Arm]) -> tuple[float, int]:
+    """Seconds and bytes of what a teacher says once to all its students: of each stored view of the training part."""
+    source = as_teacher(sources[arm.key])
+    want, passes = spoken(arm, source, arms)
+    if not want or not reads_inputs(source):
+        return 0.0, 0
+    one = collect(source, data.train.subset(np.arange(1)), want)
+    samples = passes * len(data.train)
+    return samples * _pass(source, data.train, want), FLOAT * samples * sum(value.numel() for value in one.values())
+
+
+def _judges(asked: Arbitrate, data: Data, small: Data, teacher: Teacher | None) -> float:
+    """Seconds that arbitration's judges train at most: those of the labels, of every round, and of the repeats."""
+    judge = as_judge(asked.judge)
+    linear = judge.basis == "teacher"
+    seen = evidence_data(small, judge, teacher, None)[0]
+    inside = len(data.train) * (asked.folds - 1) // asked.folds
+    training = judge.training(inside)
+    model = judge.build(seen, linear)
+    ((_, taken),) = _timed(model, seen, as_recipe("erm"), training, None).epochs.items()
+    a_sample = _prediction(model, seen.validation)
+    measured = len(batch_bounds(len(seen.train), training.batch_size))
+    step = max(taken - a_sample * len(seen.validation), 0.0) / measured
+    # The loop judges the fold that it leaves out after every epoch.
+    epoch = len(batch_bounds(inside, training.batch_size)) * step + (len(data.train) - inside) * a_sample
+    afterwards = (len(data.train) - inside + len(data.validation)) * a_sample
+    trained = asked.folds * (1 + asked.rounds + REPEATS - 1)
+    return trained * (training.epochs * epoch + afterwards)
 
 
 def _part(data: Data, samples: int) -> Data:
@@ -285,7 +375,8 @@ def _input_size(data: Data) -> int:
     return 1 if getattr(data.x, "dtype", None) == np.uint8 else FLOAT
 
 
-def _bytes(count: float) -> str:
+def shown_bytes(count: float) -> str:
+    """A size as a person says it."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
@@ -293,7 +384,8 @@ def _bytes(count: float) -> str:
     return ""
 
 
-def _time(seconds: float) -> str:
+def shown_time(seconds: float) -> str:
+    """A time as a person says it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from limbeck.checkpoint import write_atomically, write_json
 from limbeck.errors import ConfigError
 from limbeck.pilots.arms import Arm, identity
 from limbeck.pilots.cells import CellResult
+from limbeck.pilots.choices import Choices
 from limbeck.pilots.result import PilotResult, history_rows
 from limbeck.pilots.search import Search
 from limbeck.plain import dump_plain
@@ -32,7 +34,7 @@ def open_folder(
     data: Data,
     rule: SelectionRule,
     configuration: Mapping[str, Any] | None,
-    precision: Mapping[str, Any],
+    choices: Choices,
     resume: bool,
     search: Search | None = None,
 ) -> None:
@@ -61,9 +63,9 @@ def open_folder(
                 "folder, or start "
                 "afresh (--fresh)"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != "audit.json" and not _half_written(path) for path in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no run: choose another output folder")
-    write_json(path, {"status": "running", "plan": plan, "precision": precision, "limbeck": __version__})
+    write_json(path, {"status": "running", "plan": plan, **choices.to_dict(), "limbeck": __version__})
     if configuration is not None:
         write_atomically(folder / "config.yaml", dump_plain(dict(configuration)).encode())
 
@@ -93,14 +95,19 @@ def write_results(
             columns[f"{key}-seed{cell.record['seed']}"] = cell.predictions.astype(np.int32)
     pq.write_table(pa.table(columns), folder / "predictions.parquet")
     outcome.report(folder / "report.html")
+    _tidy_up(folder)
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     write_json(folder / "run.json", run | {"status": "complete", "verdict": outcome.verdict})
 
 
-def recorded_precision(folder: Path) -> dict[str, Any]:
-    """What `precision: auto` chose when this folder was begun: a repeated pilot uses the same."""
-    try:
-        found = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("precision")
-    except (OSError, ValueError, AttributeError):
-        return {}
-    return dict(found) if isinstance(found, dict) else {}
+def _half_written(path: Path) -> bool:
+    """Whether it is what a process that was killed while it wrote a file atomically left."""
+    return re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) is not None and path.is_file()
+
+
+def _tidy_up(folder: Path) -> None:
+    """Remove what processes left that were killed; at the end of a pilot, when none writes any more."""
+    for path in folder.rglob(".*"):
+        if _half_written(path):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -53,10 +54,12 @@ class Lines:
         self.callbacks: Sequence[Callback] = (Progress(),)
         self._total = self._count = 0
         self._started = time.perf_counter()
+        self._scores: dict[str, list[float]] = {}
 
     def begin(self, name: str, arms: Sequence[str], seeds: int) -> None:
         """Say how much there is to do."""
-        self._total, self._started = len(arms) * seeds, time.perf_counter()
+        self._total, self._count, self._started = len(arms) * seeds, 0, time.perf_counter()
+        self._scores = {}
         print(f"{name}: {len(arms)} models × {seeds} seeds = {self._total} trainings", file=sys.stderr)
 
     def cell(self, label: str, seed: int) -> None:
@@ -73,10 +76,21 @@ class Lines:
             text += f", worst group {100 * found['worst_group']:.1f} %"
         print(
             f"[{self._count:>3}/{self._total}] {label:<28} seed {seed}  {text}  ({record['seconds']:.1f} s, "
-            f"{left:.0f} s left)",
+            f"{left:.0f} s left{self._best(label, found)})",
             file=sys.stderr,
             flush=True,
         )
+
+    def _best(self, label: str, found: dict[str, Any]) -> str:
+        """Which student is best so far, by its mean over the seeds that are done; of several pilots, in this one."""
+        if label.endswith("(teacher)"):
+            return ""
+        score = found.get("worst_group")
+        self._scores.setdefault(label, []).append(found["average"] if score is None else score)
+        place, _, _ = label.rpartition(": ")
+        beside = [other for other in self._scores if other.rpartition(": ")[0] == place]
+        best = max(beside, key=lambda other: statistics.fmean(self._scores[other]))
+        return f", best so far: {best.removeprefix(f'{place}: ')}"
 
     def end(self) -> None:
         """Nothing: the result follows."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from limbeck.loop import Fitted
 
 LOG, LEDGER = "audit.jsonl", "ledger"
+KINDS = ("samples", "epochs")
+"""Of tables in a ledger."""
 
 
 def write_ledger(folder: Path, arm: Arm, seed: int, fitted: Fitted, data: Data, teacher: Any) -> list[str]:
@@ -73,7 +75,7 @@ class Records:
             return
         stem = f"{arm.key}-seed{seed}"
         names = [f"cells/{stem}.json", f"models/{stem}.safetensors", f"predictions/{stem}.npy"]
-        names += [f"{LEDGER}/{kind}/{stem}.parquet" for kind in ("samples", "epochs")]
+        names += [f"{LEDGER}/{kind}/{stem}.parquet" for kind in KINDS]
         self.log.append(
             "cell finished",
             cell=arm.key,

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from limbeck.errors import DataError, unknown_name
+from limbeck.evaluation.changes import group_changes
 from limbeck.evaluation.compare import Difference, compare, decide
+from limbeck.evaluation.pareto import Standing, pareto_front
 
 if TYPE_CHECKING:
     from limbeck.data import Data
@@ -65,9 +68,56 @@ class PilotResult:
 
     def report(self, path: str | Path, *, language: str = "en") -> Path:
         """Write the page: one self-contained HTML file."""
-        from limbeck.report import write_html
+        from limbeck.report import with_evidence, write_html
 
-        return write_html(self.record, Path(path), language=language)
+        return write_html(with_evidence(self.record, self.folder), Path(path), language=language)
+
+    def pareto(self) -> tuple[Standing, ...]:
+        """Average against worst group of every small model, with intervals over seeds and samples, and the front.
+
+        Raises:
+            DataError: the pilot kept no run folder, so there are no predictions to redraw.
+        """
+        right, groups, names = self._answers()
+        students = [row["key"] for row in self.record["models"] if row["role"] != "teacher"]
+        return pareto_front({key: right[key] for key in students}, groups, names)
+
+    def group_changes(self, key: str | None = None) -> list[dict[str, Any]]:
+        """Who is better and worse off under a model than under its teacher and the plain student: one row a group.
+
+        Args:
+            key: of the model; by default the distilled student that the verdict speaks of.
+
+        Raises:
+            DataError: no such model, no groups are declared, or the pilot kept no run folder.
+        """
+        rows = {row["key"]: row for row in self.record["models"]}
+        key = key or self.record.get("chosen") or PLAIN
+        if key not in rows:
+            raise DataError(unknown_name("model", key, rows))
+        right, groups, names = self._answers()
+        if names is None:
+            raise DataError("groups: none are declared in this pilot, so nobody in particular can be worse off")
+        references = [*rows[key].get("teachers", ()), PLAIN]
+        return group_changes(right[key], {other: right[other] for other in references if other != key}, groups, names)
+
+    def _answers(
+        self,
+    ) -> tuple[dict[str, np.ndarray[Any, np.dtype[np.bool_]]], np.ndarray[Any, Any] | None, list[str] | None]:
+        """Whether each seed of each model is right on each test sample; the samples' groups and the groups' names."""
+        path = None if self.folder is None else self.folder / "predictions.parquet"
+        if path is None or not path.is_file():
+            raise DataError("predictions: this pilot kept no run folder; run it with output=... to ask this")
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path)
+        labels = table["label"].to_numpy()
+        right = {
+            row["key"]: np.stack([table[f"{row['key']}-seed{run['seed']}"].to_numpy() == labels for run in row["runs"]])
+            for row in self.record["models"]
+        }
+        names = self.record["data"]["groups"]
+        return right, table["group"].to_numpy() if names else None, names or None
 
     def to_pandas(self) -> Any:
         """One row a model, seed, part and group (pandas is needed)."""
@@ -140,7 +190,7 @@ def comparisons(
 ) -> list[Difference]:
     """Every student against each reference: average, worst group and single groups, on the same test samples.
 
-    p is corrected (Holm) over all questions of the same kind against the same reference.
+    p and intervals are corrected (Holm, Bonferroni) over all questions of the same kind against the same reference.
     """
     labels = test.y
     groups = None if test.groups is None else test.groups.index
@@ -164,7 +214,7 @@ def comparisons(
 def verdict(
     models: Sequence[Mapping[str, Any]], differences: Sequence[Difference], rule: str, *, groups: bool
 ) -> tuple[str, str | None]:
-    """The first line of a result, from measured numbers only.
+    """The first line of a result, from measured numbers only; where it is undecided, what would tell.
 
     Returns:
         The sentence, and the key of the distilled student it speaks of (chosen on validation).
@@ -190,7 +240,13 @@ def verdict(
     for name in others:
         words = {"better": "better than", "worse": "worse than"}.get(against[name].verdict, "not distinguishable from")
         sentence += f"; it is {words} the best student without a teacher ({name}, {_percent(against[name].reference)})"
-    return sentence + ".", chosen
+    sentence += "."
+    if plain.advice is not None:
+        advice = plain.advice.sentence()
+        sentence += f" {advice[0].upper()}{advice[1:]}."
+    elif plain.seeds == (1, 1):
+        sentence += " With one seed each this speaks of these two students, not of the recipes."
+    return sentence, chosen
 
 
 def _place(metric: str) -> str:
@@ -200,11 +256,11 @@ def _place(metric: str) -> str:
 def _numbers(difference: Difference) -> str:
     low, high = 100 * difference.low, 100 * difference.high
     seeds = max(difference.seeds)
+    corrected = f" corrected for {difference.comparisons} comparisons" if difference.comparisons > 1 else ""
     return (
         f"{_percent(difference.value)} against {_percent(difference.reference)} "
         f"({100 * difference.difference:+.1f} points, {100 * difference.level:.0f}% interval {low:+.1f} to "
-        f"{high:+.1f}, "
-        f"{seeds} seed{'s' if seeds != 1 else ''})"
+        f"{high:+.1f}{corrected}, {seeds} seed{'s' if seeds != 1 else ''})"
     )
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
+import shutil
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +21,11 @@ import torch
 from torch import nn
 
 from limbeck import __version__
-from limbeck.engine import choose_precision
 from limbeck.errors import LimbeckError
-from limbeck.loop import forward_mean
 from limbeck.modes import one_thread
 from limbeck.pilots.arms import (
     Arm,
     ModelFactory,
-    built,
     check_arms,
     plan,
     searchable,
@@ -31,36 +33,32 @@ from limbeck.pilots.arms import (
     teacher_key,
     with_plain_student,
 )
-from limbeck.pilots.cells import CellResult
-from limbeck.pilots.folder import open_folder, recorded_precision, write_results
+from limbeck.pilots.cells import CellFiles, CellResult
+from limbeck.pilots.choices import Choices
+from limbeck.pilots.folder import open_folder, write_results
 from limbeck.pilots.progress import Quiet, Watcher
 from limbeck.pilots.records import Records
 from limbeck.pilots.result import PLAIN, PilotResult, comparisons, validation_mean, verdict
-from limbeck.pilots.schedule import (
-    Job,
-    Order,
-    in_order,
-    precision_key,
-    run_cells,
-    with_precision,
-    with_variants,
-)
+from limbeck.pilots.schedule import Cell, Crew, Job, Order, cells_of, with_variants
 from limbeck.pilots.search import Search, Variant, run_search
-from limbeck.predict import InputReader
+from limbeck.pilots.sharing import STORES
 from limbeck.presets import as_recipe
 from limbeck.recipe import Recipe
 from limbeck.selection import SelectionRule, selection_rule
 from limbeck.training import Training
 
 if TYPE_CHECKING:
-    from limbeck.config import PilotConfig
+    from limbeck.config import MatrixConfig, PilotConfig
     from limbeck.data import Data
+
+Student = nn.Module | Callable[..., nn.Module]
+"""A module, or a function that builds one."""
 
 
 def pilot(
-    data: Data,
+    data: Data | Mapping[str, Data],
     teacher: Any = None,
-    student: nn.Module | ModelFactory | None = None,
+    student: Student | Mapping[str, Student] | None = None,
     *,
     recipes: Sequence[str | Mapping[str, Any] | Recipe] = ("group_dro", "kd", "groupdistil"),
     seeds: int | Sequence[int] = 3,
@@ -71,12 +69,14 @@ def pilot(
     name: str = "pilot",
     progress: Watcher | None = None,
 ) -> PilotResult:
-    """Compare recipes on one student.
+    """Compare recipes on a student; on several data sets or students where these are given by name.
 
     Args:
-        data: with training, validation and test parts.
-        teacher: a finished teacher (anything `as_teacher` takes), several by name, or None.
-        student: a module, which every seed starts from, or a function that builds one under the seed.
+        data: with training, validation and test parts; several by name.
+        teacher: a finished teacher (anything `as_teacher` takes), several by name, or None. With several data sets:
+            any of these, by the name of the data set.
+        student: a module, which every seed starts from, or a function that builds one under the seed; several by name.
+            A function with a required parameter is given the data.
         recipes: presets, plain data or recipes. One that learns from a teacher is run with each.
         seeds: how many, or which.
         training: the same for all; `Training()` by default.
@@ -87,27 +87,72 @@ def pilot(
         progress: told of what happens.
 
     Returns:
-        The result; its first line says whether distillation beat the plain student.
+        The result; its first line says whether distillation beat the plain student. Of several data sets or students
+        a `MatrixResult`, which has the result of each.
+
+    Raises:
+        LimbeckError: where the parts do not fit, before any training.
     """
     if student is None:
         raise LimbeckError(
             "pilot(data, teacher, student): a student is needed: a module, or a function that builds one"
         )
-    sources = {} if teacher is None else dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
-    arms = [Arm(teacher_key(key), f"{key} (teacher)", "teacher", source=source) for key, source in sources.items()]
-    training = training or Training()
-    for entry in recipes:
-        recipe = as_recipe(entry)
-        asks = recipe.needs_teacher or recipe.takes_teacher
-        made = student_arms(recipe.name, recipe, list(sources) if asks else [], student, training)
-        arms += made if isinstance(entry, Recipe) else [searchable(arm, entry) for arm in made]
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     folder = None if output is None else Path(output)
+    settings = training or Training()
+    if isinstance(data, Mapping) or isinstance(student, Mapping):
+        from limbeck.pilots.matrix import run_matrix_arms
+
+        def arms_of(own: Data, sources: Any, model: Student) -> list[Arm]:
+            return _arms(own, sources, model, recipes, settings)
+
+        return run_matrix_arms(
+            data,
+            teacher,
+            student,
+            arms_of,
+            chosen,
+            selection=selection,
+            folder=folder,
+            name=name,
+            progress=progress,
+            search=search,
+        )
+    arms = _arms(data, teacher, student, recipes, settings)
     return run_arms(data, arms, chosen, selection=selection, folder=folder, name=name, progress=progress, search=search)
 
 
+def _arms(
+    data: Data,
+    teacher: Any,
+    student: Student,
+    recipes: Sequence[str | Mapping[str, Any] | Recipe],
+    training: Training,
+) -> list[Arm]:
+    sources = {} if teacher is None else dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
+    arms = [Arm(teacher_key(key), f"{key} (teacher)", "teacher", source=source) for key, source in sources.items()]
+    model = student if isinstance(student, nn.Module) else _built_for(student, data)
+    for entry in recipes:
+        recipe = as_recipe(entry)
+        asks = recipe.needs_teacher or recipe.takes_teacher
+        made = student_arms(recipe.name, recipe, list(sources) if asks else [], model, training)
+        arms += made if isinstance(entry, Recipe) else [searchable(arm, entry) for arm in made]
+    return arms
+
+
+def _built_for(factory: Callable[..., nn.Module], data: Data) -> ModelFactory:
+    """A factory without parameters; one that has a required one is given the data."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return factory
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [one for one in parameters if one.default is one.empty and one.kind in kinds]
+    return partial(factory, data) if len(required) == 1 else factory
+
+
 def run_pilot(
-    config: PilotConfig,
+    config: PilotConfig | MatrixConfig,
     *,
     output: str | Path | None = None,
     models: str | Path | None = None,
@@ -116,10 +161,10 @@ def run_pilot(
     workers: int | None = 1,
     cluster: str | None = None,
 ) -> PilotResult:
-    """Run the pilot of a configuration.
+    """Run the pilot of a configuration, or the pilots of several data sets and students.
 
     Args:
-        config: validated, from `limbeck.config.load_config`.
+        config: validated, from `limbeck.config.load_plan`.
         output: a run folder in place of the configuration's.
         models: a Python file of the user's own models, terms and weightings.
         resume: go on with what the folder holds; False empties it first.
@@ -132,6 +177,13 @@ def run_pilot(
     Raises:
         LimbeckError: where the parts do not fit, before any training.
     """
+    from limbeck.config import MatrixConfig
+
+    if isinstance(config, MatrixConfig):
+        from limbeck.pilots.matrix import run_matrix
+
+        more: dict[str, Any] = {"progress": progress, "workers": workers, "cluster": cluster}
+        return run_matrix(config, output=output, models=models, resume=resume, **more)
     data, arms = plan(config, models)
     return run_arms(
         data,
@@ -168,106 +220,253 @@ def run_arms(
     workers: int | None = 1,
     search: Search | None = None,
     cluster: str | None = None,
+    amend: Amend | None = None,
 ) -> PilotResult:
     """Run every arm with every seed, teachers first, and compare.
 
     Training is on one thread: small models gain nothing from more, two pilots on one machine do not fight, and
     results do not depend on the number of cores.
+
+    Args:
+        amend: changes the record before it is written.
     """
-    with one_thread():
-        return _run_arms(
-            data,
-            arms,
-            seeds,
-            selection,
-            folder,
-            name,
-            progress,
-            configuration,
-            resume,
-            models,
-            workers,
-            search,
-            cluster,
+    asked = Asked(data, arms, selection, folder, name, configuration, models, amend=amend)
+    with one_thread(), Crew(workers, cluster) as crew, own_stores(folder) as stores:
+        part = Part(asked, seeds, search)
+        part.open(resume, stores)
+        return run_parts(name, [[part]], progress or Quiet(), crew)[part]
+
+
+Amend = Callable[[dict[str, Any]], None]
+"""Changes a record."""
+
+
+@contextmanager
+def own_stores(folder: Path | None) -> Iterator[Path]:
+    """Where what teachers say is kept: in the run folder or, without one, for as long as the pilot runs."""
+    if folder is not None:
+        yield folder / STORES
+        return
+    with tempfile.TemporaryDirectory(prefix="limbeck-") as own:
+        yield Path(own) / STORES
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a pilot is asked to do beside what it shares with others.
+
+    Args:
+        data: of the pilot.
+        arms: of the pilot.
+        selection: of epochs.
+        folder: the run folder.
+        name: of the pilot.
+        configuration: as plain data.
+        models: the Python file of the user's own models.
+        place: its data set and student, where it is one of several.
+        amend: changes the record before it is written.
+    """
+
+    data: Data
+    arms: Sequence[Arm]
+    selection: str | SelectionRule | None
+    folder: Path | None
+    name: str
+    configuration: Mapping[str, Any] | None = None
+    models: str | Path | None = None
+    place: tuple[str | None, str | None] = (None, None)
+    amend: Amend | None = None
+
+
+class Part:
+    """One pilot, alone or of several that run together. Making it checks all that can be known before training, and
+    writes nothing; `open` begins it.
+
+    Args:
+        asked: what it is.
+        seeds: of each arm.
+        search: of settings.
+
+    Raises:
+        LimbeckError: where its parts do not fit each other.
+    """
+
+    job: Job
+    choices: Choices
+
+    def __init__(self, asked: Asked, seeds: Sequence[int], search: Search | None) -> None:
+        self.started = time.perf_counter()
+        self.asked, self.seeds, self.search, self.data = asked, tuple(seeds), search, asked.data
+        self.rule = selection_rule(asked.selection, groups=self.data.groups is not None)
+        self.arms = with_plain_student(asked.arms)
+        self.data.check(splits=("train", "validation", "test"))
+        self.warnings = check_arms(self.arms, self.data)
+        if search is not None:
+            search.check([arm for arm in self.arms if arm.role != "teacher"])
+        self.results: dict[str, list[CellResult]] = {arm.key: [] for arm in self.arms}
+        self.searched: dict[str, Any] | None = None
+
+    def open(self, resume: bool, stores: Path, home: Part | None = None) -> None:
+        """Begin, or go on.
+
+        Args:
+            resume: with what its folder holds; False empties it first.
+            stores: where what the teachers say is kept.
+            home: the pilot that has the teachers, where that is another one of the same data; it is open.
+
+        Raises:
+            ConfigError: where the folder is another pilot's.
+        """
+        asked = self.asked
+        choices = Choices.of(asked.folder)
+        if home is not None:
+            choices.agree(home.choices)
+        choices.decide(self.arms, self.data)
+        self.arms = choices.in_precision(self.arms)
+        if asked.folder is not None:
+            open_folder(
+                asked.folder,
+                asked.name,
+                self.arms,
+                self.seeds,
+                self.data,
+                self.rule,
+                asked.configuration,
+                choices,
+                resume,
+                self.search,
+            )
+        self.records = Records(asked.folder)
+        self.records.begin(asked.name, self.data, self.arms, self.seeds, self.rule, asked.configuration)
+        self.choices, self.arms = choices, choices.compiled(self.arms)
+        self.job = self._job(choices, stores, asked.folder if home is None else home.asked.folder)
+
+    def _job(self, choices: Choices, stores: Path, teachers: Path | None) -> Job:
+        asked, order = self.asked, None
+        if asked.configuration is not None and asked.folder is not None and teachers is not None:
+            user = None if asked.models is None else str(Path(asked.models).resolve())
+            configuration, chosen = json.dumps(dict(asked.configuration)), json.dumps(choices.to_dict())
+            order = Order(configuration, user, str(asked.folder.resolve()), chosen, str(teachers.resolve()))
+        return Job(
+            name=asked.name,
+            data=self.data,
+            arms={arm.key: arm for arm in self.arms},
+            rule=self.rule,
+            folder=asked.folder,
+            configuration=asked.configuration,
+            teachers=teachers,
+            stores=stores,
+            order=order,
+            place=asked.place,
         )
 
+    def labels(self, teachers: bool) -> list[str]:
+        """Of the arms that it trains, its teachers among them or not."""
+        return [self.job.label(arm) for arm in self.arms if teachers or arm.role != "teacher"]
 
-def _run_arms(
-    data: Data,
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    selection: str | SelectionRule | None,
-    folder: Path | None,
-    name: str,
-    progress: Watcher | None,
-    configuration: Mapping[str, Any] | None,
-    resume: bool,
-    models: str | Path | None,
-    workers: int | None,
-    search: Search | None,
-    cluster: str | None,
-) -> PilotResult:
-    started = time.perf_counter()
-    watcher = progress or Quiet()
-    rule = selection_rule(selection, groups=data.groups is not None)
-    arms = with_plain_student(arms)
-    data.check(splits=("train", "validation", "test"))
-    warnings = check_arms(arms, data)
-    choices = {} if folder is None else recorded_precision(folder)
-    _choose_precision(arms, data, choices)
-    arms = with_precision(arms, choices)
-    if folder is not None:
-        open_folder(folder, name, arms, seeds, data, rule, configuration, choices, resume, search)
-    records = Records(folder)
-    records.begin(name, data, arms, seeds, rule, configuration)
-    by_key = {arm.key: arm for arm in arms}
-    order = _order(configuration, models, folder, choices)
-    searched: dict[str, Any] | None = None
-    if search is not None:
-        trials = Job(name, data, by_key, rule, folder, configuration)
-        runner = _Trials(trials, seeds[0], watcher, order, workers, cluster)
-        course, told = run_search(search, [arm for arm in arms if arm.role != "teacher"], rule.name, runner)
-        warnings += told
-        searched = course.to_dict(search, rule.name, seeds[0])
-        by_key = with_variants(by_key, course.chosen())
-        arms = [by_key[arm.key] for arm in arms]
-        order = _with_variants(order, course.chosen())
-    results: dict[str, list[CellResult]] = {arm.key: [] for arm in arms}
-    watcher.begin(name, [arm.label for arm in arms], len(seeds))
-    job = Job(name, data, by_key, rule, folder, configuration)
-    for arm, seed, result in run_cells(job, in_order(arms, seeds), watcher, order, workers, cluster):
-        results[arm.key].append(result)
-        records.cell(arm, seed, result.record)
-        watcher.done(arm.label, seed, result.record)
-    for cells in results.values():
-        cells.sort(key=lambda cell: list(seeds).index(cell.record["seed"]))
-    record = _record(name, data, arms, results, seeds, rule, warnings, time.perf_counter() - started)
+    def look_for_settings(self, home: Part, watcher: Watcher, crew: Crew) -> None:
+        """Try settings on validation, where a search is asked for, and go on with the best."""
+        if self.search is None:
+            return
+        run = _Trials(self.job, home.job, self.seeds[0], watcher, crew)
+        students = [arm for arm in self.arms if arm.role != "teacher"]
+        course, told = run_search(self.search, students, self.rule.name, run)
+        self.warnings += told
+        self.searched = course.to_dict(self.search, self.rule.name, self.seeds[0])
+        self.job = _varied(self.job, course.chosen())
+        self.arms = [self.job.arms[arm.key] for arm in self.arms]
+
+    def take(self, arm: Arm, seed: int, result: CellResult, home: Part) -> None:
+        """A cell is complete; that of a teacher may be another pilot's."""
+        if home is not self:
+            CellFiles(self.asked.folder, arm.key, seed).taken_from(home.job.files(arm, seed))
+        self.results[arm.key].append(result)
+        self.records.cell(arm, seed, result.record)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of its cells are there."""
+        return all(len(cells) == len(self.seeds) for cells in self.results.values())
+
+    def conclude(self) -> PilotResult:
+        """Compare, and write the result."""
+        asked = self.asked
+        for cells in self.results.values():
+            cells.sort(key=lambda cell: self.seeds.index(cell.record["seed"]))
+        seconds = time.perf_counter() - self.started
+        if any(asked.place):
+            # Of several pilots, what this one took and not what it waited for others.
+            seconds = sum(cell.record["seconds"] for cells in self.results.values() for cell in cells)
+        record = _record(asked.name, self.data, self.arms, self.results, self.seeds, self.rule, self.warnings, seconds)
+        if self.searched is not None:
+            record["search"] = self.searched
+        if asked.configuration is not None:
+            record |= {"command": "limbeck pilot config.yaml", "configuration": dict(asked.configuration)}
+        if asked.amend is not None:
+            asked.amend(record)
+        outcome = PilotResult(record, asked.folder)
+        if asked.folder is not None:
+            from limbeck.report.evidence import gather
+
+            self._tidy_up_stores()
+            gather(outcome, self.data, self.arms, asked.models)
+            write_results(outcome, self.data, self.results, asked.configuration)
+            self.records.end(outcome.verdict)
+        return outcome
+
+    def _tidy_up_stores(self) -> None:
+        """Remove the beginnings of stores that nobody went on with; all teachers are done."""
+        if self.job.stores is not None and self.job.teachers == self.asked.folder:
+            for pattern in ("*.partial", "*.preparing-*"):
+                for path in self.job.stores.glob(pattern):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def run_parts(name: str, families: Sequence[Sequence[Part]], watcher: Watcher, crew: Crew) -> dict[Part, PilotResult]:
+    """Run pilots together.
+
+    Args:
+        name: of all.
+        families: the pilots of each data set, which have the first one's teachers in common.
+        watcher: told of what happens.
+        crew: where cells run.
+
+    Returns:
+        The result of each.
+    """
+    for family in families:
+        for part in family:
+            part.look_for_settings(family[0], watcher, crew)
+    labels = [label for family in families for part in family for label in part.labels(part is family[0])]
+    watcher.begin(name, labels, len(families[0][0].seeds))
+    cells: list[Cell] = []
+    owners: dict[Job, tuple[Part, Sequence[Part]]] = {}
+    for family in families:
+        arms = {part.job: part.arms for part in family}
+        owners |= {part.job: (part, family) for part in family}
+        start = len(cells)
+        made = cells_of([part.job for part in family], arms, family[0].seeds)
+        cells += [replace(cell, after=tuple(start + place for place in cell.after)) for cell in made]
+    found: dict[Part, PilotResult] = {}
+    for cell, result in crew.run(cells, watcher):
+        owner, family = owners[cell.job]
+        watcher.done(cell.label, cell.seed, result.record)
+        for part in family if cell.arm.role == "teacher" else (owner,):
+            part.take(cell.arm, cell.seed, result, owner)
+            # The report times models, which must not fight with what other processes train.
+            if part.complete and not crew.busy:
+                found[part] = part.conclude()
     watcher.end()
-    if searched is not None:
-        record["search"] = searched
-    if configuration is not None:
-        record |= {"command": "limbeck pilot config.yaml", "configuration": dict(configuration)}
-    outcome = PilotResult(record, folder)
-    if folder is not None:
-        write_results(outcome, data, results, configuration)
-        records.end(outcome.verdict)
-    return outcome
+    every = [part for family in families for part in family]
+    return {part: found[part] if part in found else part.conclude() for part in every}
 
 
-def _order(
-    configuration: Mapping[str, Any] | None, models: str | Path | None, folder: Path | None, choices: Mapping[str, Any]
-) -> Order | None:
-    """What other processes need; None for a pilot of modules, which are only here, or one that keeps nothing."""
-    if configuration is None or folder is None:
-        return None
-    user = None if models is None else str(Path(models).resolve())
-    return Order(json.dumps(dict(configuration)), user, str(folder.resolve()), json.dumps(dict(choices)))
-
-
-def _with_variants(order: Order | None, variants: Sequence[Variant]) -> Order | None:
-    if order is None:
-        return None
-    return replace(order, variants=json.dumps([variant.to_dict() for variant in variants]))
+def _varied(job: Job, variants: Sequence[Variant]) -> Job:
+    """The pilot with arms in other settings."""
+    order = job.order
+    if order is not None:
+        order = replace(order, variants=json.dumps([variant.to_dict() for variant in variants]))
+    return replace(job, arms=with_variants(job.arms, variants), order=order)
 
 
 @dataclass(frozen=True)
@@ -275,38 +474,29 @@ class _Trials:
     """Trains variants of the arms with one seed, their teachers first."""
 
     job: Job
+    home: Job
     seed: int
     watcher: Watcher
-    order: Order | None
-    workers: int | None
-    cluster: str | None
+    crew: Crew
 
     def __call__(self, variants: Sequence[Variant]) -> list[dict[str, Any]]:
         """The record of each variant, in their order."""
-        every = with_variants(self.job.arms, variants)
-        trials = [every[variant.key] for variant in variants]
+        job = _varied(self.job, variants)
+        trials = [job.arms[variant.key] for variant in variants]
         needed = {key for arm in trials for key in arm.teachers}
-        arms = [*(arm for key, arm in self.job.arms.items() if key in needed), *trials]
-        self.watcher.begin(f"{self.job.name}, search", [arm.label for arm in arms], 1)
-        order = _with_variants(self.order, variants)
-        job = replace(self.job, arms=every)
+        teachers = [arm for key, arm in self.home.arms.items() if key in needed]
+        # Where the pilot has its own teachers they are its cells, else another one's.
+        jobs = [job] if self.home is self.job else [self.home, job]
+        arms: dict[Job, list[Arm]] = {jobs[0]: teachers}
+        arms[job] = [*arms.get(job, []), *trials]
+        labels = [job.label(arm) for arm in (*teachers, *trials)]
+        self.watcher.begin(f"{self.job.name}, search", labels, 1)
         records = {}
-        for arm, seed, result in run_cells(
-            job, in_order(arms, [self.seed]), self.watcher, order, self.workers, self.cluster
-        ):
-            records[arm.key] = result.record
-            self.watcher.done(arm.label, seed, result.record)
+        for cell, result in self.crew.run(cells_of(jobs, arms, [self.seed]), self.watcher):
+            records[cell.arm.key] = result.record
+            self.watcher.done(cell.label, cell.seed, result.record)
         self.watcher.end()
         return [records[variant.key] for variant in variants]
-
-
-def _choose_precision(arms: Sequence[Arm], data: Data, choices: dict[str, Any]) -> None:
-    """Decide `precision: auto` for the models that have no choice yet."""
-    for arm in arms:
-        key = precision_key(arm)
-        if arm.training is not None and arm.training.precision == "auto" and key not in choices:
-            example = InputReader(data.train)(torch.arange(min(arm.training.batch_size, len(data.train))))
-            choices[key] = choose_precision("auto", built(arm), example, forward_mean)
 
 
 def _record(

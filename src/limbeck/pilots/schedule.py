@@ -19,17 +19,18 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from limbeck.callbacks import Callback
 from limbeck.errors import LimbeckError, require
 from limbeck.modes import one_thread
 from limbeck.pilots.arms import Arm, card_of, plan, taught_by, with_plain_student
 from limbeck.pilots.cells import CellFiles, CellResult, read_teacher, run_cell
+from limbeck.pilots.choices import Choices
 from limbeck.pilots.progress import Watcher
 from limbeck.pilots.search import Variant
+from limbeck.pilots.sharing import STORES, Sharing
 from limbeck.selection import SelectionRule, selection_rule
-from limbeck.training import Training
 
 if TYPE_CHECKING:
     from limbeck.data import Data
@@ -38,11 +39,6 @@ WORTHWHILE = 20.0
 """Seconds of work left from which starting processes, which takes some five, is worth it."""
 ATTEMPTS = 3
 """How often a cell is tried whose process ended by itself."""
-
-Cell = tuple[Arm, int]
-"""An arm and a seed."""
-Done = tuple[Arm, int, CellResult]
-"""A cell and what came of it."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +49,22 @@ class Order:
         configuration: of the pilot, as JSON.
         models: the Python file of the user's own models.
         folder: the run folder.
-        precision: what `precision: auto` chose, as JSON.
+        choices: what `auto` was decided to be, as JSON.
+        teachers: the run folder that the teachers are in; another one where several pilots have them in common.
         variants: arms with other settings, as a JSON list.
     """
 
     configuration: str
     models: str | None
     folder: str
-    precision: str
+    choices: str
+    teachers: str
     variants: str = "[]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """What a cell needs beside its arm and seed.
+    """What the cells of a pilot need beside their arm and seed.
 
     Args:
         name: of the pilot.
@@ -75,6 +73,10 @@ class Job:
         rule: of selection.
         folder: where cells are kept, if anywhere.
         configuration: as plain data, where there is one.
+        teachers: the folder that the cells of teachers are in, where that is another pilot's.
+        stores: where what the teachers say is kept, if anywhere.
+        order: what other processes need; None for a pilot of modules, which are only here, or one that keeps nothing.
+        place: its data set and student, where it is one of several.
     """
 
     name: str
@@ -83,6 +85,15 @@ class Job:
     rule: SelectionRule
     folder: Path | None
     configuration: Mapping[str, Any] | None
+    teachers: Path | None = None
+    stores: Path | None = None
+    order: Order | None = None
+    place: tuple[str | None, str | None] = (None, None)
+
+    def label(self, arm: Arm) -> str:
+        """How a person is told of an arm: of several pilots, which one's it is."""
+        parts = [part for part in (self.place[:1] if arm.role == "teacher" else self.place) if part is not None]
+        return f"{', '.join(parts)}: {arm.label}" if parts else arm.label
 
     def card(self, arm: Arm) -> dict[str, Any]:
         """What the file of the arm's model says of it."""
@@ -94,84 +105,182 @@ class Job:
         card = {"pilot": self.name, "data": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
         return card | {"inputs_shape": data.sample_shape}
 
+    @cached_property
+    def sharing(self) -> Sharing | None:
+        """The stores of the teachers."""
+        return None if self.stores is None else Sharing(self.stores, self.data)
+
     def files(self, arm: Arm, seed: int) -> CellFiles:
         """Where the cell is kept."""
-        return CellFiles(self.folder, arm.key, seed)
+        folder = self.teachers if arm.role == "teacher" and self.teachers is not None else self.folder
+        return CellFiles(folder, arm.key, seed)
 
     def run(
         self, arm: Arm, seed: int, teachers: Mapping[str, Any] | None = None, callbacks: Sequence[Callback] = ()
     ) -> CellResult:
         """Train and evaluate a cell, or read it back; teachers that are not given are read from the run folder."""
-        if teachers is None:
-            found = {key: read_teacher(self.arms[key], self.files(self.arms[key], seed)) for key in arm.teachers}
-        else:
-            found = dict(teachers)
+        files, arms = self.files(arm, seed), list(self.arms.values())
+        found: dict[str, Any] = {}
+        if files.finished() is None:
+            for key in arm.teachers:
+                own = self.arms[key]
+                given = read_teacher(own, self.files(own, seed)) if teachers is None else teachers[key]
+                found[key] = given if self.sharing is None else self.sharing.open(own, seed, given, arm, arms)
         return run_cell(
             arm,
             seed,
             self.data,
-            taught_by(arm, found),
+            taught_by(arm, found) if found else None,
             selection=self.rule,
-            files=self.files(arm, seed),
+            files=files,
             callbacks=callbacks,
             card=self.card(arm),
+            sharing=self.sharing,
+            arms=arms,
         )
 
 
-def in_order(arms: Sequence[Arm], seeds: Sequence[int]) -> list[Cell]:
-    """The cells seed by seed, teachers first."""
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One training of one pilot.
+
+    Args:
+        job: of the pilot.
+        arm: what is trained.
+        seed: of the training.
+        after: places (among all cells) of those that must be complete before.
+    """
+
+    job: Job
+    arm: Arm
+    seed: int
+    after: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How a person is told of it."""
+        return self.job.label(self.arm)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is complete already."""
+        return self.job.files(self.arm, self.seed).finished() is not None
+
+
+Done = tuple[Cell, CellResult]
+"""A cell and what came of it."""
+
+
+def in_order(arms: Sequence[Arm], seeds: Sequence[int]) -> list[tuple[Arm, int]]:
+    """The cells of a pilot seed by seed, teachers first."""
     return [(arm, seed) for seed in seeds for arm in sorted(arms, key=lambda arm: arm.role != "teacher")]
 
 
-def run_cells(
-    job: Job,
-    cells: Sequence[Cell],
-    watcher: Watcher,
-    order: Order | None = None,
-    workers: int | None = 1,
-    cluster: str | None = None,
-) -> Iterator[Done]:
-    """Run cells, teachers before those they teach, and give each as it is done.
+def cells_of(jobs: Sequence[Job], arms: Mapping[Job, Sequence[Arm]], seeds: Sequence[int]) -> list[Cell]:
+    """The cells of pilots that have their teachers in common, seed by seed, teachers first and only once.
 
     Args:
-        job: what they need.
-        cells: seed by seed, teachers first.
-        watcher: told of what happens.
-        order: what other processes need; without it everything runs here.
+        jobs: of the pilots; the first one's are the teachers.
+        arms: of each.
+        seeds: the same for all.
+    """
+    found: list[Cell] = []
+    places: dict[tuple[str, int], int] = {}
+    first: dict[str, int] = {}
+    for seed in seeds:
+        for job in jobs:
+            for arm, _ in in_order(arms[job], [seed]):
+                after = tuple(places[key, seed] for key in arm.teachers)
+                if arm.role == "teacher":
+                    if job is not jobs[0]:
+                        continue
+                    # A finished teacher is the same with every seed: what it says is written with the first one.
+                    after = (first[arm.key],) if arm.source is not None and arm.key in first else ()
+                    first.setdefault(arm.key, len(found))
+                    places[arm.key, seed] = len(found)
+                found.append(Cell(job, arm, seed, after))
+    return found
+
+
+class Crew:
+    """Where the cells of a pilot run: here, in processes of this machine, or on a Ray cluster.
+
+    Processes are started when they are first needed, and stay until the end.
+
+    Args:
         workers: how many processes; None takes one a core where there is enough left to do after the first cells.
         cluster: the address of a Ray cluster to run on instead; `local` starts one here.
-
-    Raises:
-        LimbeckError: of a cell, or where a process ends by itself again and again.
     """
-    if cluster is not None:
-        if order is None:
-            raise LimbeckError("a pilot runs on a cluster from a configuration and with a run folder: give both")
-        yield from _in_pool(job, cells, watcher, order, RayPool(None if cluster == "local" else cluster))
-        return
-    count = min(available_cores() if workers is None else workers, len(cells))
-    if order is not None and workers is not None and count > 1:
-        yield from _in_pool(job, cells, watcher, order, LocalPool(count))
-        return
-    teachers: dict[str, Any] = {}
-    seconds: list[float] = []
-    for place, (arm, seed) in enumerate(cells):
-        left = len(cells) - place
-        longer = bool(seconds) and left * sum(seconds) / len(seconds) > WORTHWHILE
-        if workers is None and order is not None and min(count, left) > 1 and longer:
-            yield from _in_pool(job, cells[place:], watcher, order, LocalPool(min(count, left)))
+
+    def __init__(self, workers: int | None = 1, cluster: str | None = None) -> None:
+        self.workers, self.cluster = workers, cluster
+        self._pool: Pool | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether other processes train beside this one."""
+        return self._pool is not None
+
+    def pool(self, count: int) -> Pool:
+        """The processes, `count` of this machine's at least."""
+        if self._pool is not None and self.cluster is None and self._pool.size < count:
+            self._pool.close()
+            self._pool = None
+        if self._pool is None:
+            if self.cluster is not None:
+                self._pool = RayPool(None if self.cluster == "local" else self.cluster)
+            else:
+                self._pool = LocalPool(count)
+        return self._pool
+
+    def run(self, cells: Sequence[Cell], watcher: Watcher) -> Iterator[Done]:
+        """Run cells, those that others wait for before them, and give each as it is done.
+
+        Args:
+            cells: each after those that it waits for.
+            watcher: told of what happens.
+
+        Raises:
+            LimbeckError: of a cell, or where a process ends by itself again and again.
+        """
+        elsewhere = all(cell.job.order is not None for cell in cells)
+        if self.cluster is not None:
+            if not elsewhere:
+                raise LimbeckError("a pilot runs on a cluster from a configuration and with a run folder: give both")
+            yield from _in_pool(cells, 0, watcher, self.pool(1))
             return
-        if place and cells[place - 1][1] != seed:
-            teachers.clear()
-        known = job.files(arm, seed).finished() is not None
-        watcher.cell(arm.label, seed)
-        started = time.perf_counter()
-        result = job.run(arm, seed, teachers, watcher.callbacks)
-        if not known:
-            seconds.append(time.perf_counter() - started)
-        if arm.role == "teacher":
-            teachers[arm.key] = result.teacher
-        yield arm, seed, replace(result, teacher=None)
+        count = min(available_cores() if self.workers is None else self.workers, len(cells))
+        if elsewhere and (self._pool is not None or (self.workers is not None and count > 1)):
+            yield from _in_pool(cells, 0, watcher, self.pool(count))
+            return
+        teachers: dict[int, Any] = {}
+        seconds: list[float] = []
+        last = {place: index for index, cell in enumerate(cells) for place in cell.after}
+        for place, cell in enumerate(cells):
+            left = len(cells) - place
+            longer = bool(seconds) and left * sum(seconds) / len(seconds) > WORTHWHILE
+            if self.workers is None and elsewhere and min(count, left) > 1 and longer:
+                yield from _in_pool(cells, place, watcher, self.pool(min(count, left)))
+                return
+            known = cell.known
+            watcher.cell(cell.label, cell.seed)
+            started = time.perf_counter()
+            given = {cells[other].arm.key: teachers[other] for other in cell.after if cell.arm.role != "teacher"}
+            result = cell.job.run(cell.arm, cell.seed, given, watcher.callbacks)
+            if not known:
+                seconds.append(time.perf_counter() - started)
+            if cell.arm.role == "teacher" and place in last:
+                teachers[place] = result.teacher
+            for other in [other for other in teachers if last[other] <= place]:
+                del teachers[other]
+            yield cell, replace(result, teacher=None)
 
 
 def available_cores() -> int:
@@ -312,42 +421,43 @@ class RayPool:
             self._ray.shutdown()
 
 
-def _in_pool(job: Job, cells: Sequence[Cell], watcher: Watcher, order: Order, pool: Pool) -> Iterator[Done]:
-    waiting = list(cells)
-    running: dict[Any, Cell] = {}
-    tries = dict.fromkeys(((arm.key, seed) for arm, seed in cells), 0)
-    try:
-        while waiting or running:
-            pending = {(arm.key, seed) for arm, seed in (*waiting, *running.values())}
-            for cell in list(waiting):
-                arm, seed = cell
-                if len(running) >= pool.size:
-                    break
-                if any((key, seed) in pending for key in arm.teachers):
-                    continue
-                waiting.remove(cell)
-                if job.files(arm, seed).finished() is not None:
-                    yield arm, seed, replace(job.run(arm, seed), teacher=None)
-                    continue
-                watcher.cell(arm.label, seed)
-                tries[arm.key, seed] += 1
-                running[pool.submit(order, arm.key, seed)] = cell
-            for handle in pool.some_done(list(running)) if running else ():
-                arm, seed = running.pop(handle)
-                try:
-                    pool.check(handle)
-                except _LostError:
-                    if tries[arm.key, seed] >= ATTEMPTS:
-                        raise LimbeckError(
-                            f"{arm.label}, seed {seed}: the process that trained it ended by itself {ATTEMPTS} times "
-                            "(is there enough memory?): use fewer processes (--workers); what is finished is kept"
-                        ) from None
-                    waiting.insert(0, (arm, seed))
-                    continue
-                # The record is in the folder now, so that this only reads it.
-                yield arm, seed, replace(job.run(arm, seed), teacher=None)
-    finally:
-        pool.close()
+def _in_pool(cells: Sequence[Cell], start: int, watcher: Watcher, pool: Pool) -> Iterator[Done]:
+    """Run the cells from place `start` on; those before are complete."""
+    waiting = list(range(start, len(cells)))
+    running: dict[Any, int] = {}
+    tries = dict.fromkeys(waiting, 0)
+    while waiting or running:
+        pending = {*waiting, *running.values()}
+        for place in list(waiting):
+            cell = cells[place]
+            if len(running) >= pool.size:
+                break
+            if pending.intersection(cell.after):
+                continue
+            waiting.remove(place)
+            if cell.known:
+                pending.discard(place)
+                yield cell, replace(cell.job.run(cell.arm, cell.seed), teacher=None)
+                continue
+            watcher.cell(cell.label, cell.seed)
+            tries[place] += 1
+            assert cell.job.order is not None
+            running[pool.submit(cell.job.order, cell.arm.key, cell.seed)] = place
+        for handle in pool.some_done(list(running)) if running else ():
+            place = running.pop(handle)
+            cell = cells[place]
+            try:
+                pool.check(handle)
+            except _LostError:
+                if tries[place] >= ATTEMPTS:
+                    raise LimbeckError(
+                        f"{cell.label}, seed {cell.seed}: the process that trained it ended by itself {ATTEMPTS} times "
+                        "(is there enough memory?): use fewer processes (--workers); what is finished is kept"
+                    ) from None
+                waiting.insert(0, place)
+                continue
+            # The record is in the folder now, so that this only reads it.
+            yield cell, replace(cell.job.run(cell.arm, cell.seed), teacher=None)
 
 
 def work(order: Order, key: str, seed: int) -> None:
@@ -359,39 +469,34 @@ def work(order: Order, key: str, seed: int) -> None:
         job.run(job.arms[key], seed)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _prepared(order: Order) -> Job:
     """Data and arms of a pilot, built once a process."""
     from limbeck.config import config_from_dict
 
     configuration = json.loads(order.configuration)
     config = config_from_dict(configuration)
-    data, arms = plan(config, order.models)
+    data, arms = plan(config, order.models, _loaded(json.dumps(configuration["data"])))
     rule = selection_rule(config.selection, groups=data.groups is not None)
-    known = {arm.key: arm for arm in with_precision(with_plain_student(arms), json.loads(order.precision))}
+    choices = Choices.from_dict(json.loads(order.choices))
+    known = {arm.key: arm for arm in choices.compiled(choices.in_precision(with_plain_student(arms)))}
     varied = [Variant(**entry) for entry in json.loads(order.variants)]
-    return Job(config.name, data, with_variants(known, varied), rule, Path(order.folder), configuration)
+    every, teachers = with_variants(known, varied), Path(order.teachers)
+    return Job(config.name, data, every, rule, Path(order.folder), configuration, teachers, teachers / STORES, order)
+
+
+@lru_cache(maxsize=2)
+def _loaded(section: str) -> Data:
+    """The data of a configuration, which pilots of several students have in common."""
+    from limbeck.build import build_data
+    from limbeck.config_data import data_section
+
+    return build_data(data_section(json.loads(section)))
 
 
 def with_variants(arms: Mapping[str, Arm], variants: Sequence[Variant]) -> dict[str, Arm]:
     """The arms by key, some of them with other settings or joined by their trials."""
     return {**arms, **{variant.key: variant.of(arms[variant.base]) for variant in variants}}
-
-
-def with_precision(arms: Sequence[Arm], choices: Mapping[str, Any]) -> list[Arm]:
-    """The arms with `precision: auto` replaced by what was chosen, once a model: all recipes train in the same one."""
-    return [_chosen(arm, arm.training, choices) for arm in arms]
-
-
-def _chosen(arm: Arm, training: Training | None, choices: Mapping[str, Any]) -> Arm:
-    if training is None or training.precision != "auto":
-        return arm
-    return replace(arm, training=replace(training, precision=choices[precision_key(arm)]))
-
-
-def precision_key(arm: Arm) -> str:
-    """Whose precision the arm trains in: its own for a teacher, the students' common one otherwise."""
-    return arm.key if arm.role == "teacher" else "student"
 
 
 def _begin() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +35,25 @@ def result_table(record: Mapping[str, Any], width: int = 110) -> str:
         )
     buffer = io.StringIO()
     Console(file=buffer, width=width).print(table)
-    return "\n".join([buffer.getvalue().rstrip("\n"), *_searched(record)])
+    return "\n".join([buffer.getvalue().rstrip("\n"), *_against_plain(record, width), *_searched(record)])
+
+
+def _against_plain(record: Mapping[str, Any], width: int) -> list[str]:
+    """A line a model: its difference to the plain student in words, and what would tell where it is undecided."""
+    metric, place = ("worst_group", "in the worst group") if record["data"]["groups"] else ("average", "on average")
+    labels = {row["key"]: row["label"] for row in record["models"]}
+    asked = [entry for entry in record["comparisons"] if (entry["metric"], entry["against"]) == (metric, "erm")]
+    if not asked:
+        return []
+    lines = ["", f"against the plain student {place}, points:"]
+    for entry in asked:
+        advice = (entry.get("advice") or {}).get("sentence")
+        text = f"{labels.get(entry['model'], entry['model'])}: {entry['verdict']}"
+        if entry["difference"] is not None:
+            text += f", {100 * entry['difference']:+.1f} ({100 * entry['low']:+.1f} to {100 * entry['high']:+.1f})"
+        text += f"; {advice}" if advice else ""
+        lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    return lines
 
 
 def _searched(record: Mapping[str, Any]) -> list[str]:
