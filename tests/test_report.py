@@ -28,16 +28,27 @@ from statsmodels.stats.proportion import proportion_confint
 import limbeck.report
 from limbeck.errors import ConfigError, DataError
 from limbeck.evaluation import worst_group_interval
-from limbeck.report import charts, languages, numbers, tables, write_html, write_json, write_markdown
+from limbeck.report import (
+    charts,
+    corrections,
+    feature_space,
+    languages,
+    numbers,
+    tables,
+    worse_off,
+    write_html,
+    write_json,
+    write_markdown,
+)
 from limbeck.report.blocks import Chart, Panels
 from limbeck.report.language import load_language
 from limbeck.report.markdown import markdown
 from limbeck.report.page import embedded_json, html
 from limbeck.report.sections import sections
-from limbeck.report.sentences import headline, sentences
+from limbeck.report.sentences import headline, meeting, sentences
 from limbeck.report.styles import model_styles
 from limbeck.report.summary import Summary
-from test_report_results import GROUPS, big_result, pilot_result
+from test_report_results import GROUPS, PICTURE, big_result, evidence, pilot_result, whole_result
 
 ROOM = Path(limbeck.report.__file__).parent
 EN = load_language("en")
@@ -60,7 +71,7 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attrs)))
         if tag == "script":
             self.scripts.append((dict(attrs), ""))
-        if tag not in ("meta", "link", "br"):
+        if tag not in ("meta", "link", "br", "img"):
             self._open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -129,6 +140,9 @@ def test_english_and_japanese_are_there_and_differ() -> None:
         "join",
         "list",
         "space",
+        "worse.and",
+        "corrections.rule",
+        "exhibit.class",
     }
 
 
@@ -394,9 +408,12 @@ def test_the_verdict_comes_first(result: dict[str, Any], page: Page) -> None:
 
 
 def test_chapters_and_their_order(summary: Summary) -> None:
-    expected = ["plain-words", "results", "groups", "trade-off", "heat-map", "intervals", "training", "group-weights"]
-    expected += ["group-losses", "mistakes", "comparisons", "warnings", "methods"]
+    expected = ["plain-words", "results", "groups", "worse-off", "trade-off", "heat-map", "intervals", "training"]
+    expected += ["group-weights", "group-losses", "mistakes", "comparisons", "warnings", "methods"]
     assert [section.key for section in sections(summary, EN)] == expected
+    measured = [section.key for section in sections(Summary.from_result(whole_result()), EN)]
+    assert [key for key in measured if key not in expected] == ["cost", "feature-space", "corrections", "advice"]
+    assert [key for key in measured if key in expected] == expected
 
 
 def test_the_tables_hold_every_number(result: dict[str, Any], page: Page) -> None:
@@ -412,8 +429,11 @@ def test_the_tables_hold_every_number(result: dict[str, Any], page: Page) -> Non
         for text in accuracies:
             assert texts[text] or texts[f"▼ {text}"]
         assert texts[f"{model['parameters']:,}"]
-    for counts in result["data"]["group_counts"].values():
-        assert all(texts[f"{count:,}"] for count in counts)
+    rows = tables.group_table(Summary.from_result(result), EN).rows
+    for split, shown in (("train", "training"), ("validation", "validation"), ("test", "test")):
+        for row, count in zip(rows, result["data"]["group_counts"][split], strict=True):
+            assert f"{shown} {count:,}" in row[0].detail
+            assert texts[row[0].detail]
 
 
 def test_the_results_table_row_by_row(result: dict[str, Any], summary: Summary) -> None:
@@ -447,13 +467,266 @@ def test_sentences_hold_only_measured_numbers(summary: Summary) -> None:
     assert best is not None
     assert plain is not None
     said = sentences(summary, EN)
-    assert len(said) == 6
+    assert len(said) == 7
     assert said[0] == "“groupdistil” is a model with 6,274 parameters, 11× fewer than its teacher “Group DRO teacher”."
     assert f"in its worst group, {best.worst_name}, in {numbers.percent(best.worst.mean)}" in said[1]
     assert f"reaches {numbers.percent(plain.worst.mean)} in the worst group" in said[2]
     assert said[2].endswith("Distillation gained.")
     losses = [e for e in summary.compare_groups(best, plain) if e.verdict == "worse"]
     assert f"in {len(losses)} of 4 groups" in said[5]
+    assert f"by {100 * (best.calibration.mean or 0):.1f} points on average" in said[6]
+
+
+def test_the_meeting_hears_what_it_is_what_it_gains_and_what_it_risks() -> None:
+    result = whole_result()
+    summary = Summary.from_result(result)
+    said = dict(meeting(summary, EN))
+    assert list(said) == ["What it is", "What it gains", "What it risks"]
+    assert said["What it is"][2] == (
+        "One sample takes it 0.31 ms on one thread of the machine it was measured on. "
+        "That is 10× faster than the teacher “Group DRO teacher” (3.21 ms)."
+    )
+    told = result["evidence"]["corrections"]["models"]["groupdistil"]["overturned"]
+    assert any(
+        f"another class than the label says for {told:,.0f} samples (8.0%)" in one for one in said["What it risks"]
+    )
+    # A comparison that the student lost is a risk, not a gain.
+    lost = copy.deepcopy(result)
+    for entry in lost["comparisons"]:
+        if (entry["model"], entry["against"], entry["metric"]) == ("groupdistil", "erm", "worst_group"):
+            entry |= {"verdict": "worse", "difference": -0.1, "low": -0.15, "high": -0.05}
+    changed = dict(meeting(Summary.from_result(lost), EN))
+    assert not any("the same small model" in one for one in changed["What it gains"])
+    assert changed["What it risks"][0].endswith("Distillation lost.")
+
+
+def test_small_groups_are_a_risk_that_is_said(result: dict[str, Any]) -> None:
+    changed = copy.deepcopy(result)
+    changed["data"]["group_counts"]["test"][1] = 9
+    risks = dict(meeting(Summary.from_result(changed), EN))["What it risks"]
+    assert "Of 1 groups with fewer than 10 test samples nothing can be said: income ≤50K, Male." in risks
+
+
+# ---------------------------------------------------------------------------------------- front, worse off, evidence
+
+
+def test_the_front_is_that_of_an_independent_search() -> None:
+    rng = np.random.default_rng(3)
+    result = pilot_result(recipes=12, seeds=1, epochs=1)
+    for model in result["models"]:
+        test = model["runs"][0]["test"]
+        test["average"], test["worst_group"] = rng.choice(np.arange(1, 9) / 10, 2).tolist()
+    summary = Summary.from_result(result)
+    points = {
+        m["key"]: (m["runs"][0]["test"]["average"], m["runs"][0]["test"]["worst_group"]) for m in result["models"]
+    }
+    small = [m["key"] for m in result["models"] if m["role"] != "teacher"]
+    expected = set()
+    for key in small:
+        a, w = points[key]
+        beaten = [k for k in small if points[k] != (a, w) and points[k][0] >= a and points[k][1] >= w]
+        if not beaten:
+            expected.add(key)
+    assert {model.key for model in summary.front} == expected
+    averages = [model.average.mean or 0 for model in summary.front]
+    assert averages == sorted(averages)
+    drawn = charts.scatter(summary, EN).datasets["front"]
+    assert [(row["x"], row["y"]) for row in drawn] == [points[model.key] for model in summary.front]
+
+
+def test_the_front_is_said_in_words(summary: Summary) -> None:
+    chapter = next(section for section in sections(summary, EN) if section.key == "trade-off")
+    said = chapter.blocks[0].paragraphs[0]
+    assert all(model.label in said for model in summary.front)
+    assert len(summary.front) > 1
+    assert f"one of these {len(summary.front)} gives up" in said
+
+
+def test_who_is_worse_off_is_what_the_comparisons_say() -> None:
+    result = whole_result()
+    summary = Summary.from_result(result)
+    best, teacher, plain = summary.best, summary.teacher, summary.plain
+    assert best is not None
+    assert teacher is not None
+    assert plain is not None
+    table = worse_off.group_differences(summary, best, (teacher, plain), EN)
+    for row, change in zip(table.rows, result["evidence"]["changes"][best.key], strict=True):
+        assert row[0].text == change["group"]
+        for cell, than in zip(row[4:], (teacher, plain), strict=True):
+            decided = change["against"][than.key]
+            assert cell.text.startswith(numbers.points(decided["difference"]))
+            assert cell.text.endswith(decided["verdict"])
+            assert cell.detail == numbers.points_interval(decided["low"], decided["high"])
+    worse = [row[0].text for row in table.rows if row[5].tone == "worse"]
+    better = [row[0].text for row in table.rows if row[5].tone == "better"]
+    said = worse_off.said(summary, best, plain, EN)
+    assert worse
+    assert better
+    assert all(name in said for name in worse + better)
+    first, _, second = said.partition("better off:")
+    assert all(name in first for name in worse)
+    assert all(name in second for name in better)
+    drawn = {(row["m"], row["g"]): row for row in worse_off.differences(summary, EN).datasets["rows"]}
+    assert len(drawn) == 8
+    for change in result["evidence"]["changes"][best.key]:
+        for than in (teacher, plain):
+            row, decided = drawn[than.label, change["group"]], change["against"][than.key]
+            ends = [decided[name] for name in ("difference", "low", "high")]
+            assert [row[name] for name in "dlh"] == pytest.approx(ends, abs=1e-5)
+    counted = worse_off.everyone(summary, EN).rows
+    own = next(row for row in counted if row[0].text == best.label)
+    assert [own[3].text, own[4].text] == [str(len(worse)), str(len(better))]
+
+
+def test_without_evidence_the_pilots_own_comparisons_decide(result: dict[str, Any], summary: Summary) -> None:
+    best, plain, teacher = summary.best, summary.plain, summary.teacher
+    assert best is not None
+    assert plain is not None
+    assert teacher is not None
+    decided = {c.group: c for c in summary.compare_groups(best, plain)}
+    assert [entry and entry.verdict for entry in summary.changes(best, plain)] == [decided[g].verdict for g in GROUPS]
+    # A pilot compares no teachers: plain differences, and no verdict.
+    untested = summary.changes(best, teacher)
+    assert [entry and entry.tone for entry in untested] == ["unknown"] * 4
+    expected = [a.mean - b.mean for a, b in zip(best.groups, teacher.groups, strict=True)]
+    assert [entry and entry.difference for entry in untested] == pytest.approx(expected)
+
+
+def test_standings_give_the_front_its_intervals() -> None:
+    result = whole_result()
+    summary = Summary.from_result(result)
+    rows = {row["m"]: row for row in charts.scatter(summary, EN).datasets["means"]}
+    standing = next(one for one in result["evidence"]["standings"] if one["key"] == "groupdistil")
+    drawn = [rows["groupdistil"][name] for name in "lhab"]
+    wanted = [standing[name] for name in ("worst_low", "worst_high", "average_low", "average_high")]
+    assert drawn == pytest.approx(wanted, abs=1e-5)
+    chapter = next(section for section in sections(summary, EN) if section.key == "trade-off")
+    assert "on the front in 62% of redrawn seeds and test sets" in chapter.blocks[0].paragraphs[0]
+    table = chapter.blocks[-1].tables[0]
+    assert len(table.rows) == len(summary.students)
+    row = next(row for row in table.rows if row[0].text == "groupdistil")
+    assert row[3].text == "◆ on the front"
+
+
+def test_a_loss_that_nobody_tested_is_said_to_be_untested(result: dict[str, Any]) -> None:
+    summary = Summary.from_result({**result, "comparisons": []})
+    best, plain = summary.best, summary.plain
+    assert best is not None
+    assert plain is not None
+    said = worse_off.said(summary, best, plain, EN)
+    assert "not tested" in said
+    assert "chance" not in said
+
+
+def test_cost_stands_against_the_teacher() -> None:
+    summary = Summary.from_result(whole_result())
+    table = next(section for section in sections(summary, EN) if section.key == "cost").blocks[0]
+    titles = [column.title for column in table.columns]
+    row = next(row for row in table.rows if row[0].text == "groupdistil")
+    cells = dict(zip(titles, row, strict=True))
+    assert (cells["Size"].text, cells["Size"].detail) == ("25.1 kB", "11× less")
+    assert (cells["Latency, batch 1"].text, cells["Latency, batch 1"].detail) == ("0.31 ms", "10× faster")
+    assert (cells["Latency, batch 64"].text, cells["Latency, batch 64"].detail) == ("7.9 ms", "13× faster")
+    assert (cells["Energy a sample"].text, cells["Energy a sample"].detail) == ("1.7 mJ", "12× less")
+    teacher = next(row for row in table.rows if row[0].text == "Group DRO teacher")
+    assert all(cell.detail == "" for cell in teacher)
+
+
+def test_without_energy_counters_none_is_stated() -> None:
+    result = whole_result()
+    for entry in result["evidence"]["cost"]["models"].values():
+        entry["joules"] = None
+    chapter = next(s for s in sections(Summary.from_result(result), EN) if s.key == "cost")
+    assert all(column.title != "Energy a sample" for column in chapter.blocks[0].columns)
+    assert "no" in chapter.blocks[1].paragraphs[0].lower()
+
+
+def test_corrections_are_told_in_numbers_and_shown_one_by_one() -> None:
+    result = whole_result()
+    page = Page(html(Summary.from_result(result), EN))
+    told = result["evidence"]["corrections"]["models"]["groupdistil"]
+    assert any(
+        f"for {told['overturned']:,.0f} of {told['samples']:,} training samples (8.0%)" in text
+        for _, text in page.texts
+    )
+    assert [image["src"] for image in page.all("img")] == [PICTURE] * 6
+    assert all(image["alt"] for image in page.all("img"))
+    assert sum(text == "Machine operator inspector" for _, text in page.texts) == 12
+    assert ("dd", "the teacher's own output is the target") in page.texts
+    bars = {row["n"]: row for row in corrections.where(Summary.from_result(result), "group", EN).datasets["rows"]}
+    for entry in result["evidence"]["corrections"]["by"]["group"]:
+        assert bars[entry["name"]]["s"] == pytest.approx(entry["overturned"] / entry["samples"], abs=1e-5)
+
+
+def test_a_picture_from_elsewhere_is_not_shown() -> None:
+    result = whole_result()
+    for row in result["evidence"]["corrections"]["top"]:
+        row["picture"] = "https://example.org/a.png"
+    assert Page(html(Summary.from_result(result), EN)).all("img") == []
+
+
+def test_advice_is_held_against_the_results() -> None:
+    result = whole_result()
+    summary = Summary.from_result(result)
+    chapter = next(section for section in sections(summary, EN) if section.key == "advice")
+    reached = np.mean([run["test"]["worst_group"] for run in result["models"][5]["runs"]])
+    assert result["models"][5]["key"] == "groupdistil"
+    assert (
+        chapter.blocks[0]
+        .paragraphs[0]
+        .startswith(f"The advice was right: groupdistil reached {100 * reached:.1f}% in the worst group")
+    )
+    rows = {row[0].text: row for row in chapter.blocks[2].rows}
+    assert rows["groupdistil"][3].text == f"{100 * reached:.1f}%"
+    assert rows["rld"][3].text == "–"
+    assert rows["rld"][1].tone == "worse"
+    for entry in result["evidence"]["audits"].values():
+        entry["advice"] = [{**one, "verdict": "use" if one["recipe"] == "kd" else "avoid"} for one in entry["advice"]]
+    wrong = next(section for section in sections(Summary.from_result(result), EN) if section.key == "advice")
+    assert wrong.blocks[0].paragraphs[0].startswith("The advice was wrong: kd reached")
+    for entry in result["evidence"]["audits"].values():
+        entry["advice"] = []
+    none = next(section for section in sections(Summary.from_result(result), EN) if section.key == "advice")
+    assert "nothing can be said" in none.blocks[0].paragraphs[0]
+
+
+def test_many_groups_share_grey_in_the_feature_space() -> None:
+    groups = tuple(f"g{number}" for number in range(12))
+    summary = Summary.from_result(whole_result(groups=groups, seeds=1, epochs=1))
+    names, colours = feature_space.kinds(summary, EN)
+    assert len(colours) == feature_space.MAX_KINDS
+    assert list(colours)[-1] == "other groups"
+    assert set(names) == set(colours)
+    rows = feature_space.places(summary, summary.key_models[0], EN).datasets["rows"]
+    seen = summary.evidence["feature_space"]["models"][summary.key_models[0].key]
+    wrong = sum(
+        p != label for p, label in zip(seen["predicted"], summary.evidence["feature_space"]["label"], strict=True)
+    )
+    assert sum(row["r"] == 0 for row in rows) == wrong
+
+
+def test_a_hundred_thousand_samples_stay_small(tmp_path: Path) -> None:
+    result = big_result()
+    result["evidence"] = evidence(result)
+    # Twelve photographs of the largest thumbnails there are.
+    for row in result["evidence"]["corrections"]["top"]:
+        row["picture"] = "data:image/jpeg;base64," + "A" * 8_000
+    path = write_html(result, tmp_path / "big.html", language="ja")
+    assert path.stat().st_size < 5 * MEGABYTE
+
+
+@pytest.mark.parametrize("case", ["no groups", "one seed"])
+@pytest.mark.parametrize("code", languages())
+def test_unusual_results_with_evidence_are_told(result: dict[str, Any], case: str, code: str) -> None:
+    changed = UNUSUAL[case](result)
+    found = evidence(changed)
+    if case == "no groups":
+        found["corrections"]["by"]["group"] = []
+    page = Page(html(Summary.from_result({**changed, "evidence": found}), load_language(code)))
+    assert "features-groupdistil" in page.specs
+    assert "corrections-label" in page.specs
+    for word in ("NaN", "nan%", "None", "Infinity", "inf%"):
+        assert all(word not in shown for tag, shown in page.texts if tag not in ("style", "code"))
 
 
 def test_a_difference_nobody_tested_is_not_called_chance(result: dict[str, Any]) -> None:
@@ -531,6 +804,8 @@ def test_every_chart_fits_the_schema_and_describes_itself(summary: Summary) -> N
     found = _charts(summary)
     assert {"scatter", "heat-map", "group-accuracy", "confusion", "calibration"} <= found.keys()
     assert {f"{kind}-groupdistil" for kind in ("accuracy", "loss", "group-weights", "group-losses")} <= found.keys()
+    found |= _charts(Summary.from_result(whole_result()))
+    assert {"worse-off", "features-groupdistil", "corrections-rule", "corrections-label"} <= found.keys()
     assert "group-weights-kd" not in found
     for chart in found.values():
         spec = chart.draw().to_dict(validate=True)
@@ -895,7 +1170,7 @@ def _cells(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", languages())
-@pytest.mark.parametrize("make", [pilot_result, evil_result])
+@pytest.mark.parametrize("make", [pilot_result, evil_result, whole_result])
 def test_markdown_tables_are_rectangular(make: Callable[[], dict[str, Any]], code: str) -> None:
     lines = markdown(Summary.from_result(make()), load_language(code)).splitlines()
     found, inside = 0, False

@@ -16,7 +16,7 @@ import pytest
 
 from limbeck.report import write_html
 from test_report import evil_result
-from test_report_results import big_result, pilot_result
+from test_report_results import big_result, evidence, whole_result
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -219,7 +219,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
     return {
-        language: write_html(pilot_result(), folder / f"{language}.html", language=language)
+        language: write_html(whole_result(), folder / f"{language}.html", language=language)
         for language in ("en", "ja")
     }
 
@@ -233,8 +233,10 @@ def test_the_page_is_drawn_offline_without_error_or_overflow(
     assert browser.complaints() == []
     assert browser.requests() == [reports[language].as_uri()]
     marks = browser.ask(MARKS)
-    assert len(marks) == 23
+    # Those of the result alone, who is worse off, four feature spaces, and corrections by class, group and rule.
+    assert len(marks) == 23 + 1 + 4 + 3
     assert {chart: count for chart, count in marks.items() if count < 2} == {}
+    assert browser.ask("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     assert browser.ask(f"{OVERFLOWS}({width})") == []
     # Everything unfolded, it still fits.
     browser.ask(
@@ -247,11 +249,36 @@ def test_the_page_is_drawn_offline_without_error_or_overflow(
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_large_pilot_is_drawn_too(browser: Browser, tmp_path: Path, width: int) -> None:
-    path = write_html(big_result(), tmp_path / "big.html")
+    result = big_result()
+    path = write_html({**result, "evidence": evidence(result)}, tmp_path / "big.html")
     browser.open(path, width)
     assert browser.complaints() == []
     assert min(browser.ask(MARKS).values()) > 1
     assert browser.ask(f"{OVERFLOWS}({width})") == []
+
+
+LONG = tuple(
+    f"income above 50,000 a year, {sex}, {race}, of the northern region and the islands"
+    for sex in ("Female", "Male")
+    for race in ("White", "Black or African American", "Asian or Pacific Islander", "American Indian")
+)
+SCROLLING = """
+[...document.querySelectorAll(".scroll")].filter((one) => one.clientWidth && one.scrollWidth > one.clientWidth + 1)
+  .map((one) => one.querySelector("caption").textContent)
+"""
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_eight_long_group_names_need_no_scrolling_on_a_desk(browser: Browser, tmp_path: Path, language: str) -> None:
+    path = write_html(whole_result(groups=LONG, recipes=6), tmp_path / "long.html", language=language)
+    for width in (390, 1440):
+        browser.open(path, width)
+        browser.ask(
+            "document.querySelectorAll('main details:not(.vega-embed details)').forEach((one) => { one.open = true; })"
+        )
+        assert browser.ask(f"{OVERFLOWS}({width})") == []
+        assert browser.complaints() == []
+    assert browser.ask(SCROLLING) == []
 
 
 def test_clicking_through(browser: Browser, reports: dict[str, Path]) -> None:
@@ -277,6 +304,20 @@ def test_clicking_through(browser: Browser, reports: dict[str, Path]) -> None:
     assert other != before
     browser.ask(choose.format(list=1, value='"income >50K, Female"'))
     assert len(browser.ask(cells)) == 2  # one true class in that group
+    # Every group and every error is drawn in the feature space, and the legend names the sign of an error.
+    crosses = browser.ask(
+        "document.querySelectorAll('[data-chart=features-erm] svg path[stroke-width=\"1.8\"]').length"
+    )
+    seen = whole_result()["evidence"]["feature_space"]
+    wrong = sum(p != label for p, label in zip(seen["models"]["erm"]["predicted"], seen["label"], strict=True))
+    assert crosses == wrong > 10
+    assert browser.ask("document.querySelector('#feature-space .legend').textContent.includes('Wrong')")
+    # Who is worse off: one point a group and model it is held against, and a rule for zero.
+    points = "#worse-off [data-chart] svg .mark-symbol.role-mark path"
+    assert browser.ask(f"document.querySelectorAll('{points}').length") == 8
+    # The samples that moved farthest stand in the page, half of them with a picture.
+    assert browser.ask("document.querySelectorAll('#corrections .exhibit').length") == 12
+    assert browser.ask("document.querySelectorAll('#corrections .exhibit img').length") == 6
     # Tables unfold.
     folded = "document.querySelector('#training .folded')"
     assert browser.ask(f"{folded}.open") is False

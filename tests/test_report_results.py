@@ -97,6 +97,181 @@ def big_result() -> dict[str, Any]:
     return pilot_result(recipes=12, seeds=5, epochs=60, groups=groups, classes=classes, samples=100_000)
 
 
+def whole_result(**options: Any) -> dict[str, Any]:
+    """A pilot's result with all that `gather` measures beside it, and an audit."""
+    result = pilot_result(**options)
+    return {**result, "evidence": evidence(result)}
+
+
+def evidence(result: dict[str, Any], samples: int = 400) -> dict[str, Any]:
+    """What `gather` would have measured."""
+    rng = np.random.default_rng(1)
+    groups, classes = result["data"]["groups"], result["data"]["classes"]
+    small = [model for model in result["models"] if model["role"] != "teacher"]
+    by_key = {model["key"]: model for model in result["models"]}
+    chosen = result["chosen"]
+    teacher = by_key[chosen]["teacher"]
+    key_models = dict.fromkeys([teacher, chosen, "erm", result["strongest_baseline"]])
+    total = result["data"]["samples"]["train"]
+    group = rng.integers(0, len(groups), samples) if groups else np.zeros(0, int)
+    label = rng.integers(0, len(classes), samples)
+    return {
+        "format": 1,
+        "notes": [],
+        "cost": {
+            "machine": {"system": "Linux x86_64", "processor": "x86_64", "threads": 1},
+            "models": {model["key"]: _cost(model["role"] == "teacher") for model in result["models"]},
+        },
+        "changes": {
+            model["key"]: _changes(model, [by_key[model["teacher"] or teacher], by_key["erm"]], groups)
+            for model in (small if groups else ())
+        },
+        "standings": [_standing(model, bool(groups)) for model in small],
+        "feature_space": {
+            "total": result["data"]["samples"]["test"],
+            "id": list(range(1000, 1000 + samples)),
+            "label": label.tolist(),
+            "group": group.tolist(),
+            "models": {
+                key: {
+                    "seed": 0,
+                    "features": 32,
+                    "share": 0.612,
+                    "x": rng.normal(label, 0.6).round(3).tolist(),
+                    "y": rng.normal(0, 0.8, samples).round(3).tolist(),
+                    "predicted": np.where(rng.random(samples) < 0.85, label, (label + 1) % len(classes)).tolist(),
+                }
+                for key in key_models
+            },
+        },
+        "corrections": {
+            "models": {
+                model["key"]: _told(total, 0.0 if model["role"] == "baseline" else 0.08, model["role"] != "baseline")
+                for model in small
+            },
+            "chosen": chosen,
+            "seed": 0,
+            "notes": ["targets are those of the samples as they are, without augmentation or mixing"],
+            "by": {
+                "rule": [_part("kl_divergence: followed", 0.9 * total, 0.03), _part("none", 0.1 * total, 0.0)],
+                "label": [_part(name, total / len(classes), 0.02 * n) for n, name in enumerate(classes)],
+                "group": [_part(name, total / max(len(groups), 1), 0.03 * n) for n, name in enumerate(groups)],
+            },
+            "top": [_top(n, groups, classes) for n in range(12)],
+        },
+        "audits": {"group_dro_teacher": _audit(groups)},
+    }
+
+
+PICTURE = "data:image/png;base64," + (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def _cost(teacher: bool) -> dict[str, Any]:
+    times = (3.21, 101.0) if teacher else (0.31, 7.9)
+    latency = [
+        {"batch": batch, "median": ms, "low": 0.97 * ms, "high": 1.06 * ms, "passes": 30}
+        for batch, ms in zip((1, 64), times, strict=True)
+    ]
+    return {
+        "parameters": 66_434 if teacher else 6_274,
+        "size": 265_736 if teacher else 25_096,
+        "latency": latency,
+        "joules": 0.021 if teacher else 0.0017,
+    }
+
+
+def _changes(model: dict[str, Any], others: list[dict[str, Any]], groups: list[str]) -> list[dict[str, Any]]:
+    """What `group_changes` says of each group."""
+    found = []
+    for group, name in enumerate(groups):
+        against = {}
+        for other in others:
+            if other is model:
+                continue
+            rates = [
+                [run["test"]["group_correct"][group] / run["test"]["group_total"][group] for run in one["runs"]]
+                for one in (model, other)
+            ]
+            entry = _difference(model["key"], other["key"], "group", name, *rates)
+            wanted = ("reference", "difference", "low", "high", "p", "adjusted_p", "verdict")
+            against[other["key"]] = {key: entry[key] for key in wanted}
+        found.append({"group": name, "samples": 100, "accuracy": None, "against": against})
+    return found
+
+
+def _standing(model: dict[str, Any], groups: bool) -> dict[str, Any]:
+    """What `pareto_front` says of a model."""
+    average, worst = (
+        float(np.mean([run["test"][name] for run in model["runs"]])) for name in ("average", "worst_group")
+    )
+    found = {"key": model["key"], "average": average, "average_low": average - 0.02, "average_high": average + 0.02}
+    if groups:
+        found |= {"worst_group": worst, "worst_low": worst - 0.07, "worst_high": worst + 0.05, "group": "some"}
+    else:
+        found |= dict.fromkeys(("worst_group", "worst_low", "worst_high", "group"))
+    return {**found, "seeds": len(model["runs"]), "front": worst > 0.7, "front_share": 0.62, "level": 0.95}
+
+
+def _told(total: int, share: float, taught: bool) -> dict[str, Any]:
+    return {
+        "samples": total,
+        "overturned": share * total,
+        "held_back": 12.0 if taught else 0.0,
+        "moved_from_label": 0.21 if taught else 0.0,
+        "moved_from_teacher": 0.03 if taught else None,
+    }
+
+
+def _part(name: str, samples: float, share: float) -> dict[str, Any]:
+    row = {"name": name, "samples": samples, "overturned": share * samples, "held_back": 0.0}
+    return {**row, "moved_from_label": 2 * share, "moved_from_teacher": share, "weight_mean": 1.0}
+
+
+def _top(n: int, groups: list[str], classes: list[str]) -> dict[str, Any]:
+    label, other = classes[n % len(classes)], classes[(n + 1) % len(classes)]
+    ranks = {}
+    for who, first in (("teacher", 0.9), ("target", 0.8)):
+        for rank, (name, share) in enumerate(((other, first), (label, 1 - first), (None, None)), start=1):
+            ranks |= {f"{who}_{rank}": name, f"{who}_{rank}_probability": share}
+    return {
+        "run": "groupdistil-seed0",
+        "id": 7_000 + n,
+        "label": label,
+        "group": groups[n % len(groups)] if groups else None,
+        **ranks,
+        "teacher_label_probability": 0.1,
+        "moved_from_label": 0.8,
+        "moved_from_teacher": 0.1,
+        "rule": "kl_divergence: followed",
+        "masked": None,
+        "weight_first": 1.0,
+        "weight_last": 1.0,
+        "weight_mean": 1.0,
+        "held_back": False,
+        "reviewed": False,
+        "picture": PICTURE if n % 2 else None,
+        "facts": [["age", str(30 + n)], ["occupation", "Machine operator inspector"]],
+    }
+
+
+def _audit(groups: list[str]) -> dict[str, Any]:
+    def entry(recipe: str, verdict: str, worst: float, reasons: list[str]) -> dict[str, Any]:
+        found = [{"gate": "g", "effect": "help", "reason": reason} for reason in reasons]
+        return {"recipe": recipe, "verdict": verdict, "average": 0.85, "worst": worst, "reasons": found}
+
+    return {
+        "data": {"name": "adult", "fingerprint": "f", "groups": groups},
+        "verdicts": ["A student that copies this teacher can reach at most .77 in the worst group."],
+        "advice": [
+            entry("groupdistil", "use", 0.77, ["the teacher is fair to every group"]),
+            entry("kd", "no difference expected", 0.5, []),
+            entry("rld", "avoid", 0.4, ["labels of the worst group are wrong too often"]),
+        ],
+    }
+
+
 def _model(
     rng: np.random.Generator,
     key: str,

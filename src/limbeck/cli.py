@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,10 +14,11 @@ from limbeck.errors import ConfigError, LimbeckError
 from limbeck.ledger_commands import ledger
 
 if TYPE_CHECKING:
-    from limbeck.config import PilotConfig
+    from limbeck.config import MatrixConfig, PilotConfig, PilotSettings
     from limbeck.data import Data
-    from limbeck.pilots import Forecast, Watcher
+    from limbeck.pilots import Forecast, MatrixForecast, Watcher
 
+Plan = TypeVar("Plan", bound="PilotSettings")
 _DEBUG = "limbeck.debug"
 _HINT = "limbeck.hint"
 
@@ -93,6 +94,7 @@ main.add_command(ledger)
     type=click.Choice(["csv", "tensorboard", "mlflow"]),
     help="Also write each epoch's metrics there, under RUN/metrics. Several times for several.",
 )
+@click.option("--audit", "audited", is_flag=True, help="Audit teachers and labels first; the report then shows it.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.option("--dry-run", is_flag=True, help="Only forecast what it would cost, as `limbeck estimate` does.")
 @click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
@@ -109,6 +111,7 @@ def pilot(
     backend: str,
     address: str | None,
     metrics: tuple[str, ...],
+    audited: bool,
     quiet: bool,
     dry_run: bool,
     open_report: bool,
@@ -116,12 +119,13 @@ def pilot(
     """Run the recipes of CONFIG with each seed, compare them, and write a report.
 
     CONFIG is a YAML or JSON file, or example:NAME for one that comes with limbeck (example:adult,
-    example:digits_shortcut).
+    example:digits_shortcut). One with several data sets or students is a pilot for each pair of them.
     """
-    from limbeck.config import load_config
+    from limbeck.config import load_plan
 
     # Before torch is imported, so that a mistyped key is told at once.
-    settings = _with_seeds(load_config(config), seeds)
+    settings = load_plan(config)
+    settings = _with_seeds(settings, seeds)
     if dry_run:
         click.echo(str(_forecast(settings, models)))
         return
@@ -136,9 +140,17 @@ def pilot(
         from limbeck.integrations import MetricsWatcher
 
         progress = MetricsWatcher(progress, metrics, (output or settings.output_folder) / "metrics")
+    audits = _audits(settings, models, quiet) if audited else {}
     result = run_pilot(
         settings, output=output, models=models, resume=resume, progress=progress, workers=workers, cluster=cluster
     )
+    for inside, found in audits.items():
+        from limbeck.report.command import write_report
+        from limbeck.report.evidence import save_audits
+
+        folder = (output or settings.output_folder) / inside
+        save_audits(found, folder)
+        write_report(folder)
     click.secho(result.verdict, bold=True)
     click.echo()
     click.echo(result.table())
@@ -196,9 +208,32 @@ def probe(
         click.launch(str(result.report_path))
 
 
-def _forecast(config: PilotConfig, models: Path | None) -> Forecast:
-    from limbeck.pilots import estimate, plan
+def _audits(config: PilotConfig | MatrixConfig, models: Path | None, quiet: bool) -> dict[Path, dict[str | None, Any]]:
+    """The audits of each pilot by its folder inside the run's; those of a data set are made once."""
+    from limbeck.audits.configured import audit_config
+    from limbeck.config import MatrixConfig
 
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
+    if not isinstance(config, MatrixConfig):
+        return {Path(): dict(audit_config(config, models=models, say=say))}
+    made: dict[str | None, dict[str | None, Any]] = {}
+    found = {}
+    for place, own in config.pilots().items():
+        if place.data not in made:
+            made[place.data] = dict(audit_config(own, models=models, say=say))
+        found[place.path] = made[place.data]
+    return found
+
+
+def _forecast(config: PilotConfig | MatrixConfig, models: Path | None) -> Forecast | MatrixForecast:
+    from limbeck.config import MatrixConfig
+    from limbeck.pilots import estimate, estimate_matrix, plan
+
+    if isinstance(config, MatrixConfig):
+        return estimate_matrix(config, models)
     data, arms = plan(config, models)
     search = None if config.search is None else config.search.built()
     return estimate(data, arms, len(config.seeds), search)
@@ -212,10 +247,21 @@ def _forecast(config: PilotConfig, models: Path | None) -> Forecast:
 )
 @click.option("--models", type=click.Path(path_type=Path), help="The Python file of your own models.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of folds and intervals (default 0).")
+@click.option("--save", is_flag=True, help="Keep it in the run folder: the pilot's report then shows it.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The run folder, in place of the configuration's."
+)
 @click.option("--json", "as_json", is_flag=True, help="Plain JSON in place of text.")
 @_debug
 def audit(
-    config: str, teacher: str | None, protect: tuple[str, ...], models: Path | None, seed: int, as_json: bool
+    config: str,
+    teacher: str | None,
+    protect: tuple[str, ...],
+    models: Path | None,
+    seed: int,
+    save: bool,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
     """Say who is wrong, the teacher or the labels of CONFIG, what a copy could reach, and which recipe fits.
 
@@ -236,6 +282,12 @@ def audit(
         seed=seed,
         say=lambda text: click.echo(text, err=True),
     )
+    if save:
+        from limbeck.report.evidence import save_audits
+
+        click.echo(f"saved: {save_audits(found, output or settings.output_folder)}", err=True)
+    elif output is not None:
+        raise ConfigError(f"--output {output} says where an audit is kept: add --save")
     if as_json:
         click.echo(json.dumps({key or "labels": result.to_dict() for key, result in found.items()}, indent=1))
         return
@@ -266,13 +318,13 @@ def estimate(config: str, models: Path | None, as_json: bool) -> None:
     """Forecast a pilot from a few real steps: parameters, memory, stored outputs, the teacher's share, time."""
     import json
 
-    from limbeck.config import load_config
+    from limbeck.config import load_plan
 
-    found = _forecast(load_config(config), models)
+    found = _forecast(load_plan(config), models)
     click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
 
 
-def _with_seeds(config: PilotConfig, wanted: int | None) -> PilotConfig:
+def _with_seeds(config: Plan, wanted: int | None) -> Plan:
     """The first seeds of the configuration; where it has fewer, the next whole numbers are added."""
     if wanted is None:
         return config
@@ -477,6 +529,60 @@ def _model_of(model: str, weights: Path | None, models: Path | None, data: Data)
     if weights is not None:
         load_weights(built, weights)
     return built.eval()
+
+
+@main.command()
+@click.argument("run", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--format", "kind", type=click.Choice(["html", "md", "json", "pdf"]), help="By default by the ending of --output."
+)
+@click.option("--lang", "language", default="en", help="Of the words: en (default) or ja.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="The file to write (default in RUN)."
+)
+@click.option("--models", type=click.Path(path_type=Path), help="The Python file of your own models.")
+@click.option("--refresh", is_flag=True, help="Measure cost, corrections and features again from what RUN holds.")
+@click.option("--open", "open_report", is_flag=True, help="Open it.")
+@_debug
+def report(
+    run: Path,
+    kind: str | None,
+    language: str,
+    output: Path | None,
+    models: Path | None,
+    refresh: bool,
+    open_report: bool,
+) -> None:
+    """Write the report of a finished pilot again: in another language, as Markdown, JSON or PDF.
+
+    Cost, corrections and features were measured when the pilot ended. Where RUN is older than that, or with --refresh,
+    they are measured now, from the models, ledgers and data on disk. Of several data sets or students: the report of
+    each, and the overview.
+    """
+    from limbeck.pilots.matrix import pilot_folders, write_overview
+    from limbeck.report.command import write_report
+
+    def write(folder: Path) -> Path:
+        return write_report(
+            folder,
+            kind=kind,
+            language=language,
+            output=output,
+            models=models,
+            refresh=refresh,
+            say=lambda text: click.echo(text, err=True),
+        )
+
+    folders = pilot_folders(run)
+    if folders and output is not None:
+        raise ConfigError(f"{run} holds {len(folders)} pilots, and --output is one file: name the folder of one")
+    pages = [write(folder) for folder in folders]
+    path = write_overview(run, language=language, kind=kind or "html") if pages else write(run)
+    for page in pages:
+        click.echo(str(page))
+    click.echo(str(path))
+    if open_report:
+        click.launch(str(path))
 
 
 @main.command()

@@ -125,11 +125,11 @@ def spectrum(found: Mapping[str, Any], t: Language) -> charts.Chart:
         alt.Tooltip("v:Q", title=t("axis.kept"), format=".1%"),
     ]
     lines = (
-        charts._chart("rows").mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=tooltip)
+        charts.named("rows").mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=tooltip)
     )
-    bars = charts._chart("energy").mark_rule(strokeWidth=3, color="#cbd2d9").encode(x=x, y=alt.Y("e:Q"))
+    bars = charts.named("energy").mark_rule(strokeWidth=3, color="#cbd2d9").encode(x=x, y=alt.Y("e:Q"))
     chart = alt.layer(bars, lines)
-    return charts._finish(chart, 260, t("chart.averaging_spectrum.description"), rows=rows, energy=energy)
+    return charts.finished(chart, 260, t("chart.averaging_spectrum.description"), rows=rows, energy=energy)
 
 
 def _spectrum_table(found: Mapping[str, Any], t: Language) -> Table:
@@ -171,7 +171,7 @@ def class_averages(found: Mapping[str, Any], classes: Sequence[str], t: Language
     )
     x = alt.X("p:N", sort=labels, title=t("axis.output")).axis(**charts._top_labels(labels))
     y = alt.Y("y:N", sort=labels, title=t("axis.true_class"))
-    base = charts._chart("rows").transform_filter("datum.n === which_round").encode(x=x, y=y)
+    base = charts.named("rows").transform_filter("datum.n === which_round").encode(x=x, y=y)
     colour = alt.Color("a:Q").scale(scheme="cividis", domain=[0, 1], clamp=True)
     colour = colour.legend(title=t("axis.mean_output"), direction="horizontal")
     tooltip = [
@@ -187,7 +187,7 @@ def class_averages(found: Mapping[str, Any], classes: Sequence[str], t: Language
     )
     chart = alt.layer(boxes, text).add_params(which)
     height = max(150, 34 * len(labels))
-    return charts._finish(chart, height, t("chart.averaging_classes.description"), rows=rows)
+    return charts.finished(chart, height, t("chart.averaging_classes.description"), rows=rows)
 
 
 def _class_table(found: Mapping[str, Any], classes: Sequence[str], t: Language) -> Table:
@@ -239,8 +239,8 @@ def margins(found: Mapping[str, Any], t: Language) -> charts.Chart:
         alt.Tooltip("x:Q", title=t("axis.margin"), format=".2f"),
         alt.Tooltip("v:Q", title=t("axis.share_of_samples"), format=".1%"),
     ]
-    lines = charts._chart("rows").transform_filter("datum.n === which_margins").mark_line(interpolate="step")
+    lines = charts.named("rows").transform_filter("datum.n === which_margins").mark_line(interpolate="step")
     lines = lines.encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=tooltip)
-    zero = charts._chart("zero").mark_rule(color="#9aa5b1", strokeDash=[4, 3]).encode(x="x:Q")
+    zero = charts.named("zero").mark_rule(color="#9aa5b1", strokeDash=[4, 3]).encode(x="x:Q")
     chart = alt.layer(zero, lines).add_params(which)
-    return charts._finish(chart, 220, t("chart.averaging_margins.description"), rows=rows, zero=[{"x": 0}])
+    return charts.finished(chart, 220, t("chart.averaging_margins.description"), rows=rows, zero=[{"x": 0}])

@@ -61,6 +61,8 @@ class Line:
     dash: str
     marked: bool = False
     """Drawn as the mark of a selected epoch, not as a line."""
+    sign: str = ""
+    """Drawn as a sign of this name (`dot`, `cross`, `bar`, `tick`), not as a line."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class Text:
     paragraphs: tuple[str, ...]
     points: bool = False
     tone: str = ""
+    title: str = ""
+    language: str = ""
+    """The code of the language, where it is not the page's."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,27 @@ class Folded:
     tables: tuple[Table, ...]
 
 
-Block = Table | Chart | Panels | Text | Facts | Code | Folded
+@dataclass(frozen=True)
+class Exhibit:
+    """One sample: its name, a picture (a data URI) or the values of its row, and what is said of it."""
+
+    title: str
+    picture: str
+    description: str
+    facts: tuple[tuple[str, str], ...]
+    lines: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Samples beside each other."""
+
+    kind: ClassVar[str] = "gallery"
+    title: str
+    items: tuple[Exhibit, ...]
+
+
+Block = Table | Chart | Panels | Text | Facts | Code | Folded | Gallery
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Data are thinned here, not in the page, so that a large pilot still makes a smal
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -74,53 +75,53 @@ CURVE_COLOURS, CURVE_DASHES = [BLUE, VERMILION], [[1, 0], [6, 3]]
 _PANEL_AXIS = 40
 """Pixels kept for the y labels of a panel, so that the panels under each other line up."""
 
-# In a narrow container a group's name is broken at its first comma instead of cut off.
-_NARROW = "containerSize()[0] < 560 && indexof(datum.label, ', ') > 0"
-_CUT = "indexof(datum.label, ', ')"
-_BREAKING_LABELS: dict[str, Any] = {
-    "labelExpr": f"{_NARROW} ? [slice(datum.label, 0, {_CUT} + 1), slice(datum.label, {_CUT} + 2)] : datum.label",
-    "labelLineHeight": 13,
-    "labelOffset": alt.ExprRef(f"{_NARROW} ? -6 : 0"),
-}
+_NARROW = "containerSize()[0] < 560"
+_NARROW_LABEL, _WIDE_LABEL = 18, 34
+"""Letters on a line of a row's name, in a narrow and in a wide container."""
+_LABEL_LINES, _LINE_HEIGHT = 3, 13
 
 
 def scatter(summary: Summary, t: Language) -> Chart:
     """Average against worst-group test accuracy: every seed, the mean, the teacher and the plain student named."""
     styles = model_styles(summary)
     shown = [model for model in summary.models if model.average.mean is not None and model.worst.mean is not None]
-    seeds = [
-        {"m": model.label, "x": _round(x), "y": _round(y), "s": str(run.seed)}
+    seeds: list[dict[str, Any]] = [
+        {"m": model.label, "x": rounded(x), "y": rounded(y), "s": str(run.seed)}
         for model in shown
         for run, x, y in zip(model.runs, model.average.values, model.worst.values, strict=True)
         if x is not None and y is not None
     ]
-    means = [
+    means: list[dict[str, Any]] = [
         {
             "m": model.label,
-            "x": _round(model.average.mean),
-            "y": _round(model.worst.mean),
-            "l": _round(model.worst.low),
-            "h": _round(model.worst.high),
+            "x": rounded(model.average.mean),
+            "y": rounded(model.worst.mean),
+            **_reach(summary, model),
             "t": _summary_line(model.worst),
             "name": model.label if model in summary.key_models else "",
         }
         for model in shown
     ]
-    low = _label_below(means)
+    front = [{"x": rounded(model.average.mean), "y": rounded(model.worst.mean)} for model in summary.front]
+    across = _span([row[name] for row in (*seeds, *means) for name in ("x", "a", "b") if name in row])
+    upwards = _span([row[name] for row in (*seeds, *means) for name in ("y", "l", "h") if name in row])
+    low = _label_below(means, across[1] - across[0], upwards[1] - upwards[0])
     below, above = [row for row in means if row["m"] in low], [row for row in means if row["m"] not in low]
     labels = [model.label for model in shown]
     colour = alt.Color("m:N").scale(domain=labels, range=[styles[model.key].colour for model in shown])
     shape = alt.Shape("m:N").scale(domain=labels, range=[styles[model.key].shape for model in shown])
     pick = alt.selection_point(name="picked", fields=["m"], bind="legend")
     opacity = alt.condition(pick, alt.value(1), alt.value(0.12))
-    x = alt.X("x:Q", title=t("axis.average")).scale(zero=False, nice=True, padding=24).axis(format=".0%", tickCount=6)
-    y = alt.Y("y:Q", title=t("axis.worst_group")).scale(zero=False, nice=True, padding=16).axis(format=".0%")
+    x = alt.X("x:Q", title=t("axis.average")).scale(domain=across, nice=False).axis(format=".0%", tickCount=6)
+    y = alt.Y("y:Q", title=t("axis.worst_group")).scale(domain=upwards, nice=False).axis(format=".0%")
     model_tip = alt.Tooltip("m:N", title=t("column.model"))
     average_tip = alt.Tooltip("x:Q", title=t("axis.average"), format=".1%")
     worst_tip = alt.Tooltip("y:Q", title=t("axis.worst_group"), format=".1%")
-    bars = _chart("means").mark_rule(strokeWidth=1.5, opacity=0.55)
+    bars = named("means").mark_rule(strokeWidth=1.5, opacity=0.55)
     bars = bars.encode(x=x, y=alt.Y("l:Q", title=t("axis.worst_group")), y2="h:Q", color=colour, opacity=opacity)
-    dots = _chart("seeds").mark_point(size=45, filled=True, opacity=0.45)
+    sides = named("means").mark_rule(strokeWidth=1.5, opacity=0.55)
+    sides = sides.encode(x=alt.X("a:Q", title=t("axis.average")), x2="b:Q", y=y, color=colour, opacity=opacity)
+    dots = named("seeds").mark_point(size=45, filled=True, opacity=0.45)
     dots = dots.encode(
         x=x,
         y=y,
@@ -129,7 +130,7 @@ def scatter(summary: Summary, t: Language) -> Chart:
         opacity=alt.condition(pick, alt.value(0.45), alt.value(0.06)),
         tooltip=[model_tip, alt.Tooltip("s:N", title=t("column.seed")), average_tip, worst_tip],
     )
-    big = _chart("means").mark_point(size=150, filled=True, stroke=DARK, strokeWidth=1)
+    big = named("means").mark_point(size=150, filled=True, stroke=DARK, strokeWidth=1)
     big = big.encode(
         x=x,
         y=y,
@@ -140,7 +141,7 @@ def scatter(summary: Summary, t: Language) -> Chart:
     ).add_params(pick)
     names = []
     for side, dy in [("above", -17), ("below", 18)][: 2 if below else 1]:
-        text = _chart(side).encode(x=x, y=y)
+        text = named(side).encode(x=x, y=y)
         # White behind the letters keeps a name readable over rules; a narrow chart has the legend only.
         name = alt.ExprRef("containerSize()[0] > 520 ? datum.name : ''")
         style: dict[str, Any] = {"text": name, "dy": dy, "fontSize": 12, "fontWeight": 600, "limit": 190}
@@ -148,23 +149,47 @@ def scatter(summary: Summary, t: Language) -> Chart:
             text.mark_text(**style, stroke="white", strokeWidth=4, color="white"),
             text.mark_text(**style, color=DARK),
         ]
-    layers = alt.layer(bars, *names, dots, big)
+    # From one member to the next the best worst group falls at once: what lies right of or above the steps is reached
+    # by no small model.
+    steps = named("front").mark_line(interpolate="step-before", strokeWidth=1.5, strokeDash=[5, 3], color=_MUTED)
+    rings = named("front").mark_point(shape="circle", size=430, filled=False, strokeWidth=1.5, color=_MUTED)
+    layers = alt.layer(steps.encode(x=x, y=y), rings.encode(x=x, y=y), bars, sides, *names, dots, big)
     description = t("chart.scatter.description", models=len(shown))
-    return _finish(layers, 380, description, seeds=seeds, means=means, above=above, below=below)
+    return finished(layers, 380, description, seeds=seeds, means=means, above=above, below=below, front=front)
 
 
-def _label_below(means: Sequence[dict[str, Any]]) -> set[str]:
+def _reach(summary: Summary, model: Model) -> dict[str, float | None]:
+    """The ends of a model's intervals: over seeds and test samples where that was measured, else over test samples."""
+    found = summary.standing(model)
+    if found is None:
+        worst, average = (model.worst.low, model.worst.high), (model.average.low, model.average.high)
+    else:
+        worst = (found["worst_low"], found["worst_high"])
+        average = (found["average_low"], found["average_high"])
+    ends = zip("lhab", (*worst, *average), strict=True)
+    return {name: rounded(value) for name, value in ends}
+
+
+def _span(values: Sequence[float | None]) -> list[float]:
+    """The ends of an axis of rates: all values with a little air around them, never beyond 0 and 1."""
+    known = [value for value in values if value is not None]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    air = max(0.06 * (high - low), 0.005)
+    return [round(max(low - air, 0.0), 4), round(min(high + air, 1.0), 4)]
+
+
+def _label_below(means: Sequence[dict[str, Any]], across: float, upwards: float) -> set[str]:
     """The named models whose name goes under their point, because another named point is close by."""
     named = sorted((row for row in means if row["name"]), key=lambda row: -row["y"])
-    span = [max((row[c] for row in means), default=1) - min((row[c] for row in means), default=0) or 1 for c in "xy"]
     below: set[str] = set()
     for position, row in enumerate(named):
         near = [
             one
             for one in named[:position]
-            if abs(one["x"] - row["x"]) < 0.2 * span[0] and abs(one["y"] - row["y"]) < 0.1 * span[1]
+            if abs(one["x"] - row["x"]) < 0.2 * across and abs(one["y"] - row["y"]) < 0.1 * upwards
         ]
-        if any(one["m"] not in below for one in near):
+        # Those named before it lie higher: their names are above it.
+        if near:
             below.add(row["m"])
     return below
 
@@ -174,16 +199,17 @@ def heat_map(summary: Summary, t: Language) -> Chart:
     cells, empty = [], []
     for model in summary.models:
         for group, estimate in enumerate(model.groups):
-            cell: dict[str, Any] = {"m": model.label, "g": _group_label(summary, group), "n": summary.test_count(group)}
+            cell: dict[str, Any] = {"m": model.label, "g": group_label(summary, group), "n": summary.test_count(group)}
             if estimate.mean is None:
                 empty.append(cell)
             else:
                 worst = int(summary.groups[group] == model.worst_name)
-                cells.append({**cell, "a": _round(estimate.mean), "w": worst, "t": _summary_line(estimate)})
+                cells.append({**cell, "a": rounded(estimate.mean), "w": worst, "t": _summary_line(estimate)})
     lowest = min((cell["a"] for cell in cells), default=0.0)
     labels = [model.label for model in summary.models]
     x = alt.X("m:N", sort=labels, title=None).axis(**_top_labels(labels))
-    y = alt.Y("g:N", sort=_group_labels(summary), title=None).axis(labelOverlap=False, **_BREAKING_LABELS)
+    y = alt.Y("g:N", sort=_group_labels(summary), title=None)
+    y = y.axis(labelOverlap=False, **row_labels(_group_labels(summary)))
     tooltip = [
         alt.Tooltip("m:N", title=t("column.model")),
         alt.Tooltip("g:N", title=t("column.group")),
@@ -194,7 +220,7 @@ def heat_map(summary: Summary, t: Language) -> Chart:
     colour = colour.scale(scheme="cividis", domain=[lowest, 1]).legend(
         title=t("column.accuracy"), format=".0%", orient="bottom", direction="horizontal"
     )
-    base = _chart("cells").encode(x=x, y=y)
+    base = named("cells").encode(x=x, y=y)
     boxes = base.mark_rect(stroke="white", strokeWidth=1).encode(color=colour, tooltip=tooltip)
     frames = base.transform_filter("datum.w === 1").mark_rect(fillOpacity=0, stroke=VERMILION, strokeWidth=3)
     # Numbers are drawn only where a cell is wide enough to hold them; the table has them all.
@@ -205,10 +231,11 @@ def heat_map(summary: Summary, t: Language) -> Chart:
     )
     layers = [boxes, frames, text]
     if empty:
-        layers.append(_chart("empty").mark_text(text=numbers.NOTHING, color=_MUTED).encode(x=x, y=y))
-    height = max(120, (32 if len(summary.groups) <= 12 else 28) * len(summary.groups))
+        layers.append(named("empty").mark_text(text=numbers.NOTHING, color=_MUTED).encode(x=x, y=y))
+    row = max(32 if len(summary.groups) <= 12 else 28, label_height(_group_labels(summary)))
+    height = max(120, row * len(summary.groups))
     chart = alt.layer(*layers)
-    return _finish(chart, height, t("chart.heat_map.description"), cells=cells, empty=empty)
+    return finished(chart, height, t("chart.heat_map.description"), cells=cells, empty=empty)
 
 
 def group_accuracy(summary: Summary, t: Language) -> Chart:
@@ -218,10 +245,10 @@ def group_accuracy(summary: Summary, t: Language) -> Chart:
     rows = [
         {
             "m": model.label,
-            "g": _group_label(summary, group),
-            "a": _round(estimate.mean),
-            "l": _round(estimate.low),
-            "h": _round(estimate.high),
+            "g": group_label(summary, group),
+            "a": rounded(estimate.mean),
+            "l": rounded(estimate.low),
+            "h": rounded(estimate.high),
             "n": summary.test_count(group),
             "t": _summary_line(estimate),
         }
@@ -235,9 +262,9 @@ def group_accuracy(summary: Summary, t: Language) -> Chart:
     pick = alt.selection_point(name="picked", fields=["m"], bind="legend")
     opacity = alt.condition(pick, alt.value(1), alt.value(0.1))
     y = alt.Y("g:N", sort=_group_labels(summary), title=None)
-    y = y.axis(labelOverlap=False, grid=True, tickBand="extent", **_BREAKING_LABELS)
+    y = y.axis(labelOverlap=False, grid=True, tickBand="extent", **row_labels(_group_labels(summary)))
     offset = alt.YOffset("m:N", sort=labels).scale(paddingOuter=0.3)
-    base = _chart("rows").encode(y=y, yOffset=offset)
+    base = named("rows").encode(y=y, yOffset=offset)
     limits = (estimate.low for model in models for estimate in model.groups if estimate.low is not None)
     lowest = _floor(min(limits, default=0.0))
     x = alt.X("a:Q", title=t("axis.accuracy")).axis(format=".0%", tickCount=6).scale(domain=[lowest, 1], nice=False)
@@ -255,9 +282,9 @@ def group_accuracy(summary: Summary, t: Language) -> Chart:
             alt.Tooltip("n:Q", title=t("column.test_samples"), format=","),
         ],
     )
-    height = len(summary.groups) * (11 * len(models) + 12)
+    height = len(summary.groups) * max(11 * len(models) + 12, label_height(_group_labels(summary)))
     chart = alt.layer(bars, dots.add_params(pick))
-    return _finish(chart, height, t("chart.group_accuracy.description", models=t.join(labels)), rows=rows)
+    return finished(chart, height, t("chart.group_accuracy.description", models=t.join(labels)), rows=rows)
 
 
 def accuracy_curves(summary: Summary, model: Model, t: Language, *, legend: bool = True) -> Chart:
@@ -266,20 +293,20 @@ def accuracy_curves(summary: Summary, model: Model, t: Language, *, legend: bool
     kinds = list(names.values())
     epochs = curve_epochs(model)
     means = [
-        {"e": epoch, "v": _round(value), "k": kind}
+        {"e": epoch, "v": rounded(value), "k": kind}
         for field, kind in names.items()
         for epoch, value in model.curves[field].items()
         if epoch in epochs
     ]
     single = [
-        {"e": epoch, "v": _round(value), "k": kind, "s": str(run.seed)}
+        {"e": epoch, "v": rounded(value), "k": kind, "s": str(run.seed)}
         for field, kind in names.items()
         for run in model.runs
         for epoch, value in run.curves[field].items()
         if epoch in epochs
     ]
     selected = [
-        {"e": epoch, "v": _round(value), "k": kind, "s": str(run.seed)}
+        {"e": epoch, "v": rounded(value), "k": kind, "s": str(run.seed)}
         for field, kind in names.items()
         for run in model.runs
         for epoch, value in run.curves[field].items()
@@ -297,29 +324,29 @@ def accuracy_curves(summary: Summary, model: Model, t: Language, *, legend: bool
         alt.Tooltip("v:Q", title=t("column.accuracy"), format=".1%"),
     ]
     seed_tip = alt.Tooltip("s:N", title=t("column.seed"))
-    thin = _chart("single").mark_line(strokeWidth=1, opacity=0.35).encode(x=x, y=y, color=colour, detail="s:N")
-    thick = _chart("means").mark_line(strokeWidth=2.5)
+    thin = named("single").mark_line(strokeWidth=1, opacity=0.35).encode(x=x, y=y, color=colour, detail="s:N")
+    thick = named("means").mark_line(strokeWidth=2.5)
     thick = thick.encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=tooltip)
-    points = _chart("selected").mark_point(shape="diamond", size=80, filled=True, opacity=1, stroke="white")
+    points = named("selected").mark_point(shape="diamond", size=80, filled=True, opacity=1, stroke="white")
     points = points.encode(x=x, y=y, color=colour, tooltip=[*tooltip, seed_tip])
     description = t("chart.accuracy_curves.description", model=model.label)
-    return _finish(alt.layer(thin, thick, points), 170, description, single=single, means=means, selected=selected)
+    return finished(alt.layer(thin, thick, points), 170, description, single=single, means=means, selected=selected)
 
 
 def loss_curve(model: Model, t: Language) -> Chart:
     """Training loss of one model over epochs: seeds thin, their mean thick."""
     epochs = curve_epochs(model)
     single = [
-        {"e": epoch, "v": _round(value), "s": str(run.seed)}
+        {"e": epoch, "v": rounded(value), "s": str(run.seed)}
         for run in model.runs
         for epoch, value in run.curves["loss"].items()
         if epoch in epochs
     ]
-    means = [{"e": epoch, "v": _round(value)} for epoch, value in model.curves["loss"].items() if epoch in epochs]
+    means = [{"e": epoch, "v": rounded(value)} for epoch, value in model.curves["loss"].items() if epoch in epochs]
     x = _epoch_axis(t, epochs)
     y = alt.Y("v:Q", title=t("axis.loss")).scale(zero=False).axis(tickCount=4, minExtent=_PANEL_AXIS)
-    thin = _chart("single").mark_line(strokeWidth=1, opacity=0.4, color=GREY).encode(x=x, y=y, detail="s:N")
-    thick = _chart("means").mark_line(strokeWidth=2.5, color=DARK)
+    thin = named("single").mark_line(strokeWidth=1, opacity=0.4, color=GREY).encode(x=x, y=y, detail="s:N")
+    thick = named("means").mark_line(strokeWidth=2.5, color=DARK)
     thick = thick.encode(
         x=x,
         y=y,
@@ -329,7 +356,7 @@ def loss_curve(model: Model, t: Language) -> Chart:
         ],
     )
     description = t("chart.loss_curve.description", model=model.label)
-    return _finish(alt.layer(thin, thick), 90, description, single=single, means=means)
+    return finished(alt.layer(thin, thick), 90, description, single=single, means=means)
 
 
 def group_curves(summary: Summary, model: Model, field: str, t: Language, *, legend: bool = True) -> Chart:
@@ -340,7 +367,7 @@ def group_curves(summary: Summary, model: Model, field: str, t: Language, *, leg
     shown = tracked_groups(summary, field)
     epochs = curve_epochs(model)
     rows = [
-        {"e": epoch, "v": _round(values[group]), "g": summary.groups[group]}
+        {"e": epoch, "v": rounded(values[group]), "g": summary.groups[group]}
         for epoch, values in model.curves[field].items()
         if epoch in epochs
         for group in shown
@@ -350,7 +377,7 @@ def group_curves(summary: Summary, model: Model, field: str, t: Language, *, leg
     y = alt.Y("v:Q", title=t(f"axis.{field}")).axis(tickCount=5, minExtent=_PANEL_AXIS)
     # The same weights range in every panel; losses of different recipes are on different scales.
     y = y.scale(domain=[0, _highest(summary, field)]) if field == "group_weights" else y.scale(zero=True)
-    chart = _chart("rows").mark_line(strokeWidth=2, point={"size": 14, "filled": True})
+    chart = named("rows").mark_line(strokeWidth=2, point={"size": 14, "filled": True})
     chart = chart.encode(
         x=_epoch_axis(t, epochs),
         y=y,
@@ -364,7 +391,7 @@ def group_curves(summary: Summary, model: Model, field: str, t: Language, *, leg
             alt.Tooltip("v:Q", title=t(f"axis.{field}"), format=".4f"),
         ],
     )
-    return _finish(chart, 180, t(f"chart.{field}.description", model=model.label), rows=rows)
+    return finished(chart, 180, t(f"chart.{field}.description", model=model.label), rows=rows)
 
 
 def confusion(summary: Summary, t: Language) -> Chart:
@@ -378,7 +405,7 @@ def confusion(summary: Summary, t: Language) -> Chart:
             for truth, cells in zip(labels, table, strict=True):
                 total = sum(cells)
                 rows += [
-                    {"m": model.label, "g": name, "y": truth, "p": predicted, "n": n, "a": _round(n / total)}
+                    {"m": model.label, "g": name, "y": truth, "p": predicted, "n": n, "a": rounded(n / total)}
                     for predicted, n in zip(labels, cells, strict=True)
                     if total
                 ]
@@ -393,7 +420,7 @@ def confusion(summary: Summary, t: Language) -> Chart:
     labels = pooled_confusion(summary, first or summary.models[0], None, t)[0]
     x = alt.X("p:N", sort=labels, title=t("axis.predicted")).axis(**_top_labels(labels))
     y = alt.Y("y:N", sort=labels, title=t("axis.true_class"))
-    base = _chart("rows").transform_filter("datum.m === which_model && datum.g === which_group").encode(x=x, y=y)
+    base = named("rows").transform_filter("datum.m === which_model && datum.g === which_group").encode(x=x, y=y)
     colour = alt.Color("a:Q").scale(scheme="cividis", domain=[0, 1])
     colour = colour.legend(title=t("axis.share_of_true"), format=".0%", direction="horizontal")
     tooltip = [
@@ -409,7 +436,7 @@ def confusion(summary: Summary, t: Language) -> Chart:
         color=alt.condition("datum.a > 0.5", alt.value("#111827"), alt.value("white")),
     )
     chart = alt.layer(boxes, text).add_params(which_model, which_group)
-    return _finish(chart, max(150, 34 * len(labels)), t("chart.confusion.description"), rows=rows)
+    return finished(chart, max(150, 34 * len(labels)), t("chart.confusion.description"), rows=rows)
 
 
 def calibration(summary: Summary, t: Language) -> Chart:
@@ -418,19 +445,19 @@ def calibration(summary: Summary, t: Language) -> Chart:
     models = [model for model in summary.models if model.calibration.mean is not None]
     labels = [model.label for model in models]
     seeds = [
-        {"m": model.label, "v": _round(value)}
+        {"m": model.label, "v": rounded(value)}
         for model in models
         for value in model.calibration.values
         if value is not None
     ]
-    means = [{"m": model.label, "v": _round(model.calibration.mean)} for model in models]
+    means = [{"m": model.label, "v": rounded(model.calibration.mean)} for model in models]
     y = alt.Y("m:N", sort=labels, title=None).axis(labelOverlap=False, grid=True)
     x = alt.X("v:Q", title=t("axis.calibration_error")).scale(zero=True).axis(format=".1%", tickCount=5)
     colour = alt.Color("m:N", legend=None).scale(domain=labels, range=[styles[model.key].colour for model in models])
     shape = alt.Shape("m:N", legend=None).scale(domain=labels, range=[styles[model.key].shape for model in models])
-    ticks = _chart("seeds").mark_tick(thickness=2, opacity=0.5).encode(x=x, y=y, color=colour)
+    ticks = named("seeds").mark_tick(thickness=2, opacity=0.5).encode(x=x, y=y, color=colour)
     dots = (
-        _chart("means")
+        named("means")
         .mark_point(size=110, filled=True, opacity=1, stroke=DARK, strokeWidth=1)
         .encode(
             x=x,
@@ -444,7 +471,7 @@ def calibration(summary: Summary, t: Language) -> Chart:
         )
     )
     height = max(90, 26 * len(models))
-    return _finish(alt.layer(ticks, dots), height, t("chart.calibration.description"), seeds=seeds, means=means)
+    return finished(alt.layer(ticks, dots), height, t("chart.calibration.description"), seeds=seeds, means=means)
 
 
 # What charts and their tables share: which epochs, groups and classes are kept.
@@ -568,6 +595,59 @@ def _epoch_axis(t: Language, epochs: Sequence[int]) -> alt.X:
     return axis.scale(nice=False, zero=False)
 
 
+def row_labels(names: Sequence[str]) -> dict[str, Any]:
+    """The axis of rows whose names are broken into lines, not cut off: groups often differ in their last words."""
+    narrow, wide = (_broken(names, width) for width in (_NARROW_LABEL, _WIDE_LABEL))
+    lines = [max((len(one) for one in found.values()), default=1) for found in (narrow, wide)]
+    if max(lines) == 1:
+        return {}
+    # Lines follow the first one downwards: all names have as many, and the first begins higher up.
+    found = [json.dumps({name: _centred(one, n) for name, one in f.items()}) for f, n in zip((narrow, wide), lines)]
+    offsets = [-_LINE_HEIGHT / 2 * (n - 1) for n in lines]
+    return {
+        "labelExpr": f"{_NARROW} ? {found[0]}[datum.label] : {found[1]}[datum.label]",
+        "labelLineHeight": _LINE_HEIGHT,
+        "labelOffset": alt.ExprRef(f"{_NARROW} ? {offsets[0]} : {offsets[1]}"),
+    }
+
+
+def label_height(names: Sequence[str]) -> int:
+    """Pixels that the lines of the longest of these names take, a little air included."""
+    return _LINE_HEIGHT * max((len(one) for one in _broken(names, _NARROW_LABEL).values()), default=1) + 5
+
+
+def _broken(names: Sequence[str], width: int) -> dict[str, list[str]]:
+    return {name: broken(name, width) for name in names}
+
+
+def _centred(lines: list[str], count: int) -> list[str]:
+    above = (count - len(lines)) // 2
+    return [""] * above + lines + [""] * (count - len(lines) - above)
+
+
+def broken(name: str, width: int, most: int = _LABEL_LINES) -> list[str]:
+    """A name in a few lines of a width in letters (an ideograph counts as two), cut off with … only at their end."""
+    lines = [""]
+    for word in name.split(" "):
+        joined = f"{lines[-1]} {word}".strip()
+        if _letters(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if _letters(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    if len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], lines[most - 1][: width - 1] + "…"]
+
+
+def _letters(text: str) -> int:
+    return sum(2 if letter > "\u2e80" else 1 for letter in text)
+
+
 def _top_labels(labels: Sequence[str]) -> dict[str, Any]:
     """Column names of a matrix: a word a line where the columns are wide enough for it, else upright."""
     words = [word for label in labels for word in label.split(" ")]
@@ -589,12 +669,12 @@ def _top_labels(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _group_label(summary: Summary, group: int) -> str:
+def group_label(summary: Summary, group: int) -> str:
     return summary.groups[group] + (" †" if summary.is_small(group) else "")
 
 
 def _group_labels(summary: Summary) -> list[str]:
-    return [_group_label(summary, group) for group in range(len(summary.groups))]
+    return [group_label(summary, group) for group in range(len(summary.groups))]
 
 
 def _summary_line(estimate: Estimate) -> str:
@@ -603,16 +683,16 @@ def _summary_line(estimate: Estimate) -> str:
     return " ".join(part for part in (*parts, f"({interval})" if interval else "") if part)
 
 
-def _round(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(float(value), 5)
 
 
-def _chart(rows: str) -> alt.Chart:
+def named(rows: str) -> alt.Chart:
     """A chart of the rows that `_finish` gets under this name."""
     return alt.Chart(alt.NamedData(name=rows))
 
 
-def _finish(chart: Chart, height: int, description: str, **rows: Sequence[dict[str, Any]]) -> Chart:
+def finished(chart: Chart, height: int, description: str, **rows: Sequence[dict[str, Any]]) -> Chart:
     """The chart with its looks and its data, which come last: Altair copies and checks all that is there before."""
     finished: Chart = chart.properties(width="container", height=height, description=description)
     finished.config = _CONFIG

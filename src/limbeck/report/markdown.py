@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from limbeck.report import numbers
-from limbeck.report.blocks import Block, Card, Cell, Chart, Code, Facts, Folded, Table, Text
+from limbeck.report.blocks import Block, Card, Cell, Chart, Code, Facts, Folded, Gallery, Table, Text
 from limbeck.report.language import Language
 from limbeck.report.sections import cards, sections
 from limbeck.report.sentences import headline
@@ -46,14 +46,27 @@ def _block(block: Block) -> list[str]:
         return _table(block.table) if block.table else []
     if isinstance(block, Folded):
         return [line for table in block.tables for line in _table(table)]
+    if isinstance(block, Gallery):
+        return _gallery(block)
     if isinstance(block, Text):
-        return [*(f"{'- ' if block.points else ''}{_escape(line)}" for line in block.paragraphs), ""]
+        title = [f"**{_escape(block.title)}**", ""] if block.title else []
+        return [*title, *(f"{'- ' if block.points else ''}{_escape(line)}" for line in block.paragraphs), ""]
     if isinstance(block, Facts):
         return [f"**{_escape(block.title)}**", "", *(f"- {_escape(n)}: {_escape(v)}" for n, v in block.pairs), ""]
     if isinstance(block, Code):
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
         return [f"**{_escape(block.title)}**", "", fence, block.text.rstrip(), fence, ""]
+    # The tables of panels stand beside them as blocks of their own.
     return []
+
+
+def _gallery(block: Gallery) -> list[str]:
+    """One row a sample; pictures stay in the page."""
+    lines = [f"**{_escape(block.title)}**", ""]
+    for item in block.items:
+        said = [f"{name}: {value}" for name, value in (*item.lines, *item.facts)]
+        lines.append(f"- {_escape(item.title)}. {_escape('; '.join(said))}")
+    return [*lines, ""]
 
 
 def _table(table: Table) -> list[str]:

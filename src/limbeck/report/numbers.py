@@ -145,6 +145,42 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def milliseconds(value: float | None) -> str:
+    """A latency in three figures.
+
+    >>> milliseconds(0.02334), milliseconds(1234.5)
+    ('0.0233 ms', '1,234 ms')
+    """
+    if value is None or undefined(value):
+        return NOTHING
+    return f"{value:,.0f} ms" if value >= 999.5 else f"{value:.3g} ms"
+
+
+def size(value: float | None) -> str:
+    """Bytes as a disk counts them, in three figures.
+
+    >>> size(32_680), size(98_000_000)
+    ('32.7 kB', '98 MB')
+    """
+    if value is None or undefined(value):
+        return NOTHING
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def energy(joules: float | None) -> str:
+    """Energy a sample.
+
+    >>> energy(0.0000123), energy(2.5)
+    ('0.0123 mJ', '2.5 J')
+    """
+    if joules is None or undefined(joules):
+        return NOTHING
+    return f"{joules:.3g} J" if joules >= 1 else f"{1000 * joules:.3g} mJ"
+
+
 def moment(text: object) -> str:
     """A date and time as the ISO writes it, without the parts nobody reads; other text as it is.
 

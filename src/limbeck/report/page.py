@@ -47,18 +47,19 @@ def write_html(result: Mapping[str, Any], path: str | os.PathLike[str], *, langu
         DataError: where the result lacks a key or its parts do not fit each other.
         ConfigError: for an unknown language.
     """
-    return _write(path, html(Summary.from_result(result), load_language(language)))
+    return write_bytes(path, html(Summary.from_result(result), load_language(language)).encode())
 
 
 def write_markdown(result: Mapping[str, Any], path: str | os.PathLike[str], *, language: str = "en") -> Path:
     """Write a report as Markdown: the verdict, every sentence and every table. Arguments as `write_html`."""
-    return _write(path, markdown(Summary.from_result(result), load_language(language)))
+    return write_bytes(path, markdown(Summary.from_result(result), load_language(language)).encode())
 
 
 def write_json(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write the result itself as strict JSON (NaN and infinities become null). Arguments as `write_html`."""
     Summary.from_result(result)
-    return _write(path, json.dumps(_strict(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(_strict(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    return write_bytes(path, text.encode())
 
 
 def html(summary: Summary, t: Language) -> str:
@@ -68,11 +69,11 @@ def html(summary: Summary, t: Language) -> str:
         chart.key: embedded_json(_spec(chart.draw()))
         for section in chapters
         for block in section.blocks
-        for chart in _charts(block)
+        for chart in charts_of(block)
     }
-    library, script = _library(), _file("page.js")
+    library, script = _library(), template_text("page.js")
     words = {key: t(f"page.{key}") for key in ("save", "save_svg", "save_png", "chart_failed")}
-    return _template().render(
+    return template("page.html.j2").render(
         t=t,
         summary=summary,
         sections=chapters,
@@ -83,7 +84,7 @@ def html(summary: Summary, t: Language) -> str:
         created=numbers.moment(summary.result.get("created", "")),
         test_samples=numbers.count(summary.samples.get("test")),
         policy=_policy(library, script),
-        style=Markup(_file("page.css")),
+        style=Markup(template_text("page.css")),
         library=Markup(library),
         script=Markup(script),
         words=embedded_json(words),
@@ -91,7 +92,8 @@ def html(summary: Summary, t: Language) -> str:
     )
 
 
-def _charts(block: Block) -> Iterator[Chart]:
+def charts_of(block: Block) -> Iterator[Chart]:
+    """The charts in a block."""
     if isinstance(block, Chart):
         yield block
     elif isinstance(block, Panels):
@@ -130,27 +132,33 @@ def _policy(*scripts: str) -> str:
 @cache
 def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script, of the version Altair writes for."""
-    wanted = re.fullmatch(r"v?(\d+)\.(\d+).*", alt.SCHEMA_VERSION)
-    available = vl_convert.get_vegalite_versions()
-    version = f"{wanted[1]}.{wanted[2]}" if wanted else None
-    known = version if version in available else None
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=known)
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
     return bundle.replace("</script", "<\\/script").replace("\r\n", "\n")
 
 
 @cache
-def _template() -> jinja2.Template:
+def vega_lite_version() -> str | None:
+    """The version of Vega-Lite that Altair writes for; None for the newest there is, where that one is not."""
+    wanted = re.fullmatch(r"v?(\d+)\.(\d+).*", alt.SCHEMA_VERSION)
+    version = f"{wanted[1]}.{wanted[2]}" if wanted else None
+    return version if version in vl_convert.get_vegalite_versions() else None
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """A template of this room; everything it is given is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_file),
+        loader=jinja2.FunctionLoader(template_text),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
-def _file(name: str) -> str:
+def template_text(name: str) -> str:
+    """A file of the folder of templates."""
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
@@ -162,14 +170,14 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(path: str | os.PathLike[str], text: str) -> Path:
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     """Write beside the target, then rename: a reader sees the old file or the new one, never half of it."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

@@ -12,12 +12,17 @@ from typing import Any
 import yaml
 
 from limbeck.report import charts, numbers, tables
+from limbeck.report.advice import advice
 from limbeck.report.averaging import label_averaging
 from limbeck.report.blocks import Block, Card, Cell, Chart, Code, Facts, Folded, Line, Panels, Section, Text
+from limbeck.report.corrections import corrections
+from limbeck.report.costs import cost, faster
+from limbeck.report.feature_space import feature_space
 from limbeck.report.language import Language
-from limbeck.report.sentences import sentences
+from limbeck.report.sentences import meeting
 from limbeck.report.styles import DARK, group_colours, group_dashes
 from limbeck.report.summary import Model, Summary
+from limbeck.report.worse_off import worse_off
 
 
 def sections(summary: Summary, t: Language) -> tuple[Section, ...]:
@@ -45,10 +50,11 @@ def tone(summary: Summary) -> str:
 
 def plain_words(summary: Summary, t: Language) -> Section | None:
     """Sentences for a meeting."""
-    said = sentences(summary, t)
+    said = meeting(summary, t)
     if not said:
         return None
-    return Section("plain-words", t("section.plain_words"), t("lead.plain_words"), (Text(said, points=True),))
+    blocks = tuple(Text(lines, points=True, title=title) for title, lines in said)
+    return Section("plain-words", t("section.plain_words"), t("lead.plain_words"), blocks)
 
 
 def results(summary: Summary, t: Language) -> Section | None:
@@ -77,7 +83,44 @@ def trade_off(summary: Summary, t: Language) -> Section | None:
         partial(charts.scatter, summary, t),
         tables.seed_table(summary, t),
     )
-    return Section("trade-off", t("section.trade_off"), t("lead.trade_off"), (chart,))
+    return Section(
+        "trade-off", t("section.trade_off"), t("lead.trade_off"), (*_front(summary, t), chart, *_standings(summary, t))
+    )
+
+
+def _standings(summary: Summary, t: Language) -> tuple[Block, ...]:
+    measured = [model for model in summary.students if summary.standing(model) is not None]
+    return (Folded(t("fold.standings"), (tables.standings_table(summary, measured, t),)),) if measured else ()
+
+
+def _front(summary: Summary, t: Language) -> tuple[Block, ...]:
+    """Which small models nothing beats in both, in words."""
+    front = summary.front
+    if len(summary.students) < 2 or not front:
+        return ()
+    if len(front) == 1:
+        share = _front_share(summary, front[0], t)
+        said = t("front.one", model=front[0].label, models=len(summary.students), share=share)
+    else:
+        named = [
+            t(
+                "front.member",
+                model=model.label,
+                worst=numbers.percent(model.worst.mean),
+                average=numbers.percent(model.average.mean),
+                share=_front_share(summary, model, t),
+            )
+            for model in front
+        ]
+        said = t("front.several", named=t("list").join(named), n=len(front), models=len(summary.students))
+    if summary.best is not None and summary.best not in front:
+        said += t("space") + t("front.best_not", model=summary.best.label)
+    return (Text((said,)),)
+
+
+def _front_share(summary: Summary, model: Model, t: Language) -> str:
+    standing = summary.standing(model)
+    return "" if standing is None else t("front.share", share=numbers.percent(standing["front_share"], 0))
 
 
 def heat_map(summary: Summary, t: Language) -> Section | None:
@@ -187,7 +230,9 @@ def warnings(summary: Summary, t: Language) -> Section | None:
     """What the reader must know before believing the rest."""
     if not summary.warnings:
         return None
-    return Section("warnings", t("section.warnings"), "", (Text(summary.warnings, points=True, tone="warning"),))
+    # Warnings come from the run, which speaks English.
+    said = Text(summary.warnings, points=True, tone="warning", language="" if t.code == "en" else "en")
+    return Section("warnings", t("section.warnings"), "", (said,))
 
 
 def methods(summary: Summary, t: Language) -> Section:
@@ -267,13 +312,18 @@ SECTIONS: tuple[Callable[[Summary, Language], Section | None], ...] = (
     plain_words,
     results,
     groups,
+    worse_off,
     trade_off,
     heat_map,
     intervals,
+    cost,
     training,
     group_weights,
     group_losses,
     mistakes,
+    feature_space,
+    corrections,
+    advice,
     comparisons,
     label_averaging,
     warnings,
@@ -284,9 +334,11 @@ SECTIONS: tuple[Callable[[Summary, Language], Section | None], ...] = (
 def _card(summary: Summary, part: str, model: Model, t: Language) -> Card:
     average = (t("card.average"), tables.estimate_cell(model.average))
     rates = [(t("card.worst_group"), tables.estimate_cell(model.worst, model.worst_name or "")), average]
+    latency = faster(summary, model, t)
     figures = (
         *(rates if summary.groups else [average]),
         (t("card.parameters"), Cell(numbers.short_count(model.parameters), tables.smaller(summary, model, t))),
+        *([(t("card.latency"), latency)] if latency is not None else []),
     )
     return Card(t(f"part.{part}"), model.label, part, figures)
 

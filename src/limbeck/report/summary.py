@@ -137,6 +137,8 @@ class Comparison:
     reference: float | None = None
     more_seeds: int | None = None
     more_samples: int | None = None
+    advice: Plain | None = None
+    """What would tell an undecided difference: `limbeck.evaluation.power.Advice.to_dict()`."""
 
     @property
     def tone(self) -> str:
@@ -162,6 +164,10 @@ class Summary:
     comparisons: tuple[Comparison, ...]
     warnings: tuple[str, ...]
     minimum: int
+    shown: Mapping[str, str]
+    """From a group's own name to the one it is shown by."""
+    evidence: Plain
+    """What `limbeck.report.evidence.gather` measured beside the result; empty where it did not."""
 
     @classmethod
     def from_result(cls, result: Plain) -> Summary:
@@ -179,6 +185,7 @@ class Summary:
         for split, counts in group_counts.items():
             _same_length(counts, groups, f"data.group_counts.{split}", "data.groups")
         entries = _get(result, "models", Sequence, "result")
+        evidence = result.get("evidence") or {}
         models = tuple(_model(entry, f"models[{n}]", shown) for n, entry in enumerate(entries))
         repeated = [key for key, times in Counter(model.key for model in models).items() if times > 1]
         if repeated:
@@ -199,6 +206,8 @@ class Summary:
             comparisons=tuple(_comparison(entry, n, shown) for n, entry in enumerate(result.get("comparisons") or ())),
             warnings=tuple(str(warning) for warning in result.get("warnings") or ()),
             minimum=int(next((test["minimum"] for test in tests if test.get("minimum")), SMALL_GROUP)),
+            shown=shown,
+            evidence=evidence,
         )
 
     def model(self, key: str | None) -> Model | None:
@@ -262,6 +271,24 @@ class Summary:
         wanted = (self.teacher, self.best, self.plain, self.best_without_teacher)
         return tuple(model for model in wanted if model is not None)
 
+    @cached_property
+    def front(self) -> tuple[Model, ...]:
+        """The small models than which no other is better in one of average and worst group and no worse in the other.
+
+        By means over seeds, from the best worst group to the best average. Teachers are not for use and do not count.
+        """
+        measured = [
+            (model, model.average.mean, model.worst.mean)
+            for model in self.students
+            if model.average.mean is not None and model.worst.mean is not None
+        ]
+        kept = [
+            (average, model)
+            for model, average, worst in measured
+            if not any(a >= average and w >= worst and (a > average or w > worst) for _, a, w in measured)
+        ]
+        return tuple(model for _, model in sorted(kept, key=lambda pair: pair[0]))
+
     def leading(self, limit: int) -> tuple[Model, ...]:
         """At most `limit` models, in the order of the result: the key models, then the best on validation."""
         ranked = sorted(self.models, key=lambda model: -self._validation_score(model))
@@ -283,6 +310,11 @@ class Summary:
             return None
         return Comparison(model.key, against.key, metric, first.mean - second.mean, None, None, None, "")
 
+    def cost(self, model: Model | None) -> Plain | None:
+        """What was measured of a model's cost: `limbeck.evaluation.Cost.to_dict()`."""
+        found = ((self.evidence.get("cost") or {}).get("models") or {}).get(model.key) if model else None
+        return found if isinstance(found, Mapping) else None
+
     def compare_groups(self, model: Model, against: Model) -> tuple[Comparison, ...]:
         """The pilot's comparisons of two models in single groups."""
         return tuple(
@@ -290,6 +322,33 @@ class Summary:
             for entry in self.comparisons
             if (entry.model, entry.against, entry.metric) == (model.key, against.key, "group")
         )
+
+    def changes(self, model: Model, than: Model) -> list[Comparison | None]:
+        """What each group gains or loses under a model in another one's place; None where nothing was measured.
+
+        Where it was measured, by intervals that hold for all groups at once (`limbeck.evaluation.group_changes`); else
+        by the pilot's comparisons, and the plain difference where it made none.
+        """
+        measured = (self.evidence.get("changes") or {}).get(model.key) or ()
+        if len(measured) == len(self.groups) and all(than.key in row["against"] for row in measured):
+            asked = {"model": model.key, "against": than.key, "metric": "group"}
+            entries = [_comparison(asked | row["against"][than.key], n, {}) for n, row in enumerate(measured)]
+            return [replace(entry, group=name) for entry, name in zip(entries, self.groups, strict=True)]
+        tested = {entry.group: entry for entry in self.compare_groups(model, than)}
+        found: list[Comparison | None] = []
+        for name, ours, theirs in zip(self.groups, model.groups, than.groups, strict=True):
+            if name in tested:
+                found.append(tested[name])
+            elif ours.mean is None or theirs.mean is None:
+                found.append(None)
+            else:
+                difference = ours.mean - theirs.mean
+                found.append(Comparison(model.key, than.key, "group", difference, None, None, None, ""))
+        return [None if one is None else replace(one, group=name) for one, name in zip(found, self.groups, strict=True)]
+
+    def standing(self, model: Model) -> Plain | None:
+        """Where a small model stands: `limbeck.evaluation.Standing.to_dict()`."""
+        return next((one for one in self.evidence.get("standings") or () if one["key"] == model.key), None)
 
     def test_count(self, group: int) -> int:
         """Test samples of a group."""
@@ -413,6 +472,7 @@ def _comparison(entry: Any, position: int, groups: Mapping[str, str]) -> Compari
         reference=_number(entry.get("reference")),
         more_seeds=entry.get("more_seeds"),
         more_samples=entry.get("more_samples"),
+        advice=entry.get("advice"),
     )
 
 

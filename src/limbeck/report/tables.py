@@ -12,7 +12,7 @@ from limbeck.report.summary import Comparison, Estimate, Model, Summary
 MAX_EPOCHS = 20
 """Rows of a table over epochs: the charts and the JSON hold the rest."""
 
-_MARKS = {"better": "▲", "worse": "▼", "same": "≈", "unknown": "?"}
+MARKS = {"better": "▲", "worse": "▼", "same": "≈", "unknown": "?"}
 _RATES = ("average", "average_training_weighted", "worst_group", "group", "gap")
 
 
@@ -26,17 +26,11 @@ def results_table(summary: Summary, t: Language) -> Table:
 
 def group_table(summary: Summary, t: Language) -> Table:
     """Accuracy of each group under each model, and how many samples it rests on."""
-    splits = [split for split in ("train", "validation", "test") if split in summary.group_counts]
-    columns = (
-        Column(t("column.group")),
-        *(Column(model.label, True) for model in summary.models),
-        *(Column(t(f"column.n_{split}"), True) for split in splits),
-    )
+    columns = (Column(t("column.group")), *(Column(model.label, True) for model in summary.models))
     rows = []
     for group, name in enumerate(summary.groups):
         rates = [_group_cell(model, group, name) for model in summary.models]
-        sizes = [Cell(numbers.count(summary.group_counts[split][group])) for split in splits]
-        rows.append((_group_name(summary, group, t), *rates, *sizes))
+        rows.append((_group_name(summary, group, t), *rates))
     notes = [t("note.groups", small=summary.minimum)]
     if summary.unknown:
         notes.append(t("note.unknown", n=numbers.count(summary.unknown)))
@@ -60,6 +54,31 @@ def seed_table(summary: Summary, t: Language) -> Table:
         for run, average, worst in zip(model.runs, model.average.values, model.worst.values, strict=True)
     )
     return Table(t("caption.seeds"), columns, rows)
+
+
+def standings_table(summary: Summary, models: Sequence[Model], t: Language) -> Table:
+    """Where each small model stands, with intervals over seeds and test samples, and how surely it is on the front."""
+    names = ("average", "worst_group", "front", "front_share")
+    columns = (Column(t("column.model")), *(Column(t(f"column.{name}"), name != "front") for name in names))
+    rows = []
+    for model in models:
+        found = summary.standing(model) or {}
+        rows.append(
+            (
+                Cell(model.label),
+                Cell(
+                    numbers.percent(found["average"]),
+                    numbers.percent_interval(found["average_low"], found["average_high"]),
+                ),
+                Cell(
+                    numbers.percent(found["worst_group"]),
+                    numbers.percent_interval(found["worst_low"], found["worst_high"]),
+                ),
+                Cell(t("mark.front") if found["front"] else numbers.NOTHING),
+                Cell(numbers.percent(found["front_share"], 0)),
+            )
+        )
+    return Table(t("caption.standings"), columns, tuple(rows), t("note.standings"))
 
 
 def training_table(summary: Summary, model: Model, t: Language) -> Table:
@@ -219,9 +238,11 @@ def _group_cell(model: Model, group: int, name: str) -> Cell:
 
 
 def _group_name(summary: Summary, group: int, t: Language) -> Cell:
-    """A group with its test samples and what makes its accuracy doubtful."""
+    """A group with its samples and what makes its accuracy doubtful."""
     small = summary.is_small(group)
-    facts = [t("mark.test_samples", n=numbers.count(summary.test_count(group)))]
+    counts = summary.group_counts
+    splits = [split for split in ("train", "validation", "test") if split in counts]
+    facts = [t("mark.samples", split=t.term("split", one), n=numbers.count(counts[one][group])) for one in splits]
     facts += [t("mark.small")] if small else []
     facts += [t("mark.untrained")] if summary.is_untrained(group) else []
     return Cell(summary.groups[group] + (" †" if small else ""), t.join(facts))
@@ -238,7 +259,7 @@ def _against_cell(summary: Summary, model: Model, t: Language) -> Cell:
         return Cell(numbers.NOTHING)
     if not entry.verdict:
         return Cell(numbers.points(entry.difference))
-    word = f"{_MARKS[entry.tone]} {t(f'verdict.{entry.tone}')}"
+    word = f"{MARKS[entry.tone]} {t(f'verdict.{entry.tone}')}"
     interval = numbers.points_interval(entry.low, entry.high)
     return Cell(f"{numbers.points(entry.difference)} {word}", interval, entry.tone)
 
@@ -252,7 +273,7 @@ def _comparison_row(summary: Summary, entry: Comparison, t: Language) -> tuple[C
         interval = "" if entry.low is None else f"[{numbers.signed(entry.low)}, {numbers.signed(entry.high)}]"
     measure = t("metric.group", group=entry.group) if entry.metric == "group" else t.term("metric", entry.metric)
     detail = entry.group if entry.metric == "worst_group" and entry.group else ""
-    verdict = f"{_MARKS[entry.tone]} {t(f'verdict.{entry.tone}')}" if entry.verdict else numbers.NOTHING
+    verdict = f"{MARKS[entry.tone]} {t(f'verdict.{entry.tone}')}" if entry.verdict else numbers.NOTHING
     return (
         Cell(model.label if model else entry.model),
         Cell(against.label if against else entry.against),

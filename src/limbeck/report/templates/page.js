@@ -20,13 +20,18 @@
     legend.labelLimit = Math.round(Math.min(legend.labelLimit, width * 0.48));
     const longest = Math.max(0, ...legendLabels(spec).map((label) => Math.min(String(label).length * 7, legend.labelLimit)));
     legend.gradientLength = Math.round(Math.min(legend.gradientLength, width * 0.4));
-    legend.columns = Math.max(1, Math.min(6, Math.floor(width / (longest + 46))));
+    const named = layersOf(spec).some((layer) => layer.encoding?.y?.type === "nominal");
+    const room = named ? width - axis.labelLimit : width;
+    legend.columns = Math.max(1, Math.min(6, Math.floor(room / (longest + 46))));
     return spec;
   }
 
+  function layersOf(spec) {
+    return spec.layer ?? [spec];
+  }
+
   function legendLabels(spec) {
-    const layers = spec.layer ?? [spec];
-    return layers.flatMap((layer) => layer.encoding?.color?.scale?.domain ?? []);
+    return layersOf(spec).flatMap((layer) => layer.encoding?.color?.scale?.domain ?? []);
   }
 
   async function draw(holder) {
