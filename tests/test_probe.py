@@ -214,7 +214,7 @@ def test_prepared_features_serve_many_draws_and_are_not_altered() -> None:
         drawn = (labels + shift) % 4
         fresh = probe.self_distillation(x, drawn, 2, 0.01, bias=True)
         found = probe.self_distillation(prepared, drawn, 2, 0.01)
-        np.testing.assert_array_equal(found.predictions, fresh.predictions)
+        np.testing.assert_allclose(found.predictions, fresh.predictions, atol=1e-12)
     assert prepared.spectrum is spectrum
     np.testing.assert_array_equal(x, kept)
     with pytest.raises(ConfigError, match="standardise=True"):
@@ -263,6 +263,52 @@ def test_invariances(seed: int, count: int, width: int, classes: int, solver: An
     np.testing.assert_allclose(renamed[..., names], outcome, atol=1e-7)
 
 
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+@pytest.mark.parametrize("class_weights", [None, "balanced"])
+def test_local_rounds_are_close_to_the_exact_ones(shape: tuple[int, int], class_weights: Any) -> None:
+    x, labels = problem(shape)
+    options: dict[str, Any] = {"bias": True, "class_weights": class_weights, "predict": x}
+    for weight_decay in (1e-3, 1e-2):
+        exact = probe.self_distillation(x, labels, 4, weight_decay, "exact", **options)
+        local = probe.self_distillation(x, labels, 4, weight_decay, "local", **options)
+        linear = probe.self_distillation(x, labels, 4, weight_decay, **options)
+        np.testing.assert_allclose(local.predicted, local.predictions, atol=1e-9)
+        # Where features outnumber samples, later rounds leave the saturated outputs they were linearised about.
+        for index in range(4 if shape == TALL else 1):
+            near = np.abs(local.predictions[index] - exact.predictions[index]).mean()
+            assert near < 0.01 * (1 + 3 * index)
+            assert near < 0.7 * np.abs(linear.predictions[index] - exact.predictions[index]).mean()
+    far = [probe.self_distillation(x, labels, 4, 1e3, solver, **options).predictions for solver in ("local", "exact")]
+    np.testing.assert_allclose(far[0], far[1], atol=5e-4)
+
+
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+def test_descent_starts_from_the_closed_form_and_ends_at_the_fixed_point(shape: tuple[int, int]) -> None:
+    x, labels = problem(shape)
+    model, targets = SoftmaxProbe(probe.Features(x), 0.01), np.eye(4)[labels]
+    first, _ = model.descend(targets, 1)
+    # An output that is off 1/C by δ has a logit of Cδ; the line search may shorten the step, not turn it.
+    ratio = model.weights(first) / (4 * probe.self_distillation(x, labels, 1, 0.01).weights[0])
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-6)
+    assert np.log2(ratio[0, 0]) == pytest.approx(round(np.log2(ratio[0, 0])), abs=1e-6)
+    last, _ = model.descend(targets, 300)
+    np.testing.assert_allclose(model.weights(last), model.fit(targets).weights, atol=1e-2)
+
+
+def test_next_round_is_the_exact_one_where_the_softmax_is_smooth() -> None:
+    x, labels = problem(TALL, 2)
+    shares = []
+    for weight_decay in (0.1, 1.0, 10.0):
+        model = SoftmaxProbe(probe.Features(x), weight_decay, tolerance=1e-13)
+        first = model.fit(np.eye(2)[labels])
+        second = model.fit(first.probabilities, first)
+        curvature = model.shared(model.state(first.parameters, np.eye(2)[labels].T))
+        gap = np.abs(model.next_round(first.parameters, curvature) - second.parameters).max()
+        shares.append(gap / np.abs(second.parameters - first.parameters).max())
+    # The curvature changes with the square of the logits, and these with 1/λ.
+    assert shares[0] > 2 * shares[1] > 20 * shares[2]
+
+
 def test_newton_survives_separable_data_with_hardly_any_weight_decay() -> None:
     x, labels = problem((200, 8))
     x = x + 20 * np.eye(8)[labels]
@@ -271,27 +317,59 @@ def test_newton_survives_separable_data_with_hardly_any_weight_decay() -> None:
     assert (result.predictions[0].argmax(1) == labels).all()
 
 
-def test_whole_hessian_is_the_hessian() -> None:
-    for shape, bias in ((TALL, False), (TALL, True), (WIDE, True)):
-        x, labels = problem(shape)
-        weights = np.linspace(0.5, 2, len(x))
-        model = SoftmaxProbe(probe.Features(x, bias=bias, sample_weights=weights), 0.1)
-        rng = np.random.default_rng(1)
-        parameters = 0.3 * rng.normal(size=(min(shape) + 1, 4))
-        parameters[-1] *= bias
-        targets = np.eye(4)[labels]
-        state = model._state(parameters, targets)
-        direction = rng.normal(size=parameters.shape)
-        direction -= direction.mean(1, keepdims=True)
-        direction[-1] *= bias
-        step = 1e-6
-        ahead, behind = (model._state(parameters + sign * step * direction, targets) for sign in (1, -1))
-        product = model._hessian_times(state, targets, direction)
-        np.testing.assert_allclose(product, (ahead.gradient - behind.gradient) / (2 * step), atol=1e-7)
-        slope = (state.gradient * direction).sum()
-        assert (ahead.value - behind.value) / (2 * step) == pytest.approx(slope, rel=1e-6)
-        back = model._whole(state)(product)
-        np.testing.assert_allclose(back - back.mean(1, keepdims=True), direction, atol=1e-6)
+def curved(shape: tuple[int, int], bias: bool, classes: int) -> tuple[SoftmaxProbe, Array, Array, Array]:
+    """A weighted probe, targets `[C, N]`, parameters somewhere and a direction, neither common to all classes."""
+    x, labels = problem(shape, classes)
+    weights = np.linspace(0.5, 2, len(x))
+    model = SoftmaxProbe(probe.Features(x, bias=bias, sample_weights=weights), 0.1)
+    rng = np.random.default_rng(1)
+    parameters, direction = rng.normal(size=(2, classes, min(shape) + 1))
+    direction -= direction.mean(0)
+    parameters[:, -1] *= bias
+    direction[:, -1] *= bias
+    return model, np.eye(classes)[labels].T, 0.3 * parameters, direction
+
+
+@pytest.mark.parametrize(("shape", "bias"), [(TALL, False), (TALL, True), (WIDE, True)])
+def test_whole_hessian_is_the_hessian(shape: tuple[int, int], bias: bool) -> None:
+    model, targets, parameters, direction = curved(shape, bias, 4)
+    state = model.state(parameters, targets)
+    step = 1e-6
+    ahead, behind = (model.state(parameters + sign * step * direction, targets) for sign in (1, -1))
+    product = model.hessian_times(state, targets, direction)
+    np.testing.assert_allclose(product, (ahead.gradient - behind.gradient) / (2 * step), atol=1e-7)
+    slope = (state.gradient * direction).sum()
+    assert (ahead.value - behind.value) / (2 * step) == pytest.approx(slope, rel=1e-6)
+    back = model.whole(state)(product)
+    np.testing.assert_allclose(back - back.mean(0), direction, atol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "bias"), [(TALL, False), (TALL, True), (WIDE, True)])
+def test_shared_curvature_is_the_hessian_of_two_classes_and_of_the_first_step(
+    shape: tuple[int, int], bias: bool
+) -> None:
+    model, targets, parameters, direction = curved(shape, bias, 2)
+    state = model.state(parameters, targets)
+    back = model.shared(state)(model.hessian_times(state, targets, direction))
+    np.testing.assert_allclose(back, direction, atol=1e-7)
+    model, targets, parameters, direction = curved(shape, bias, 4)
+    state = model.state(np.zeros_like(parameters), targets)
+    back = model.shared(state)(model.hessian_times(state, targets, direction))
+    np.testing.assert_allclose(back, direction, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(300, 12), (60, 90)])
+def test_a_fit_on_other_samples_is_a_start_for_the_same_optimum(shape: tuple[int, int]) -> None:
+    x, labels = problem(shape)
+    targets, part = np.eye(4)[labels], np.arange(shape[0]) % 5 > 0
+    weights = np.linspace(0.5, 2, len(x))[part]
+    first = SoftmaxProbe(probe.Features(x, bias=True), 0.01).fit(targets)
+    other = SoftmaxProbe(probe.Features(x[part], bias=True, sample_weights=weights), 0.005, tolerance=1e-12)
+    cold, warm = other.fit(targets[part]), other.fit(targets[part], first)
+    np.testing.assert_allclose(warm.probabilities, cold.probabilities, atol=1e-10)
+    np.testing.assert_allclose(warm.weights, cold.weights, atol=1e-8)
+    assert warm.iterations < cold.iterations if shape[0] > shape[1] else warm.iterations <= cold.iterations
+    assert other.fit(targets[part], cold).iterations == 0
 
 
 def test_hopeless_tolerance_says_what_to_change() -> None:
@@ -313,6 +391,8 @@ def test_hopeless_tolerance_says_what_to_change() -> None:
         ({"labels": np.full((90, 4), 0.5)}, DataError, "sum to 1"),
         ({"features": np.zeros((90, 2, 2))}, DataError, "matrix"),
         ({"features": np.full((90, 2), np.nan)}, DataError, "row 0, column 0 holds nan"),
+        ({"features": np.full((90, 2), np.nan), "solver": "local"}, DataError, "row 0, column 0 holds nan"),
+        ({"features": np.full((90, 2), np.nan), "solver": "exact"}, DataError, "row 0, column 0 holds nan"),
         ({"features": np.full((90, 2), np.inf), "bias": True}, DataError, "row 0, column 0 holds inf"),
         ({"predict": np.zeros((3, 7))}, DataError, "expected 12 columns"),
         ({"predict": np.full((3, 12), np.nan)}, DataError, "row 0, column 0 holds nan"),

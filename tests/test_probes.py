@@ -16,7 +16,7 @@ from limbeck.data import inject
 from limbeck.errors import ConfigError, DataError, LimbeckError, RecipeError
 from limbeck.loop import Fitted, Stage
 from limbeck.probes import Cell, train_cells
-from limbeck.probes.losses import MAPPED, ROW_BY_ROW
+from limbeck.probes.losses import MAPPED, ROW_BY_ROW, in_order
 from limbeck.probes.network import layers_of
 from limbeck.probes.stages import Sources, can_be_together, steps
 from limbeck.probes.together import arrange, train_stages
@@ -129,7 +129,7 @@ def test_most_presets_can_be_together() -> None:
 @pytest.mark.parametrize("name", TOGETHER)
 def test_every_preset_as_a_linear_probe_is_what_fit_gives(name: str, data: lb.Data, teachers: list[nn.Module]) -> None:
     teacher = teachers if name == "agre_kd" else teachers[0]
-    settings = {"epochs": 2, "batch_size": 64, "learning_rate": 0.01}
+    settings = {"epochs": 2, "batch_size": 32, "learning_rate": 0.01}
     found = lb.fit_probes(linear, data, teacher=teacher, recipes=[name], seeds=2, **settings)
     for one, expected in zip(found, one_by_one(linear, data, [name], (0, 1), teacher, **settings), strict=True):
         agree(one, expected)
@@ -137,7 +137,7 @@ def test_every_preset_as_a_linear_probe_is_what_fit_gives(name: str, data: lb.Da
 
 def test_all_presets_at_once_with_small_networks(data: lb.Data, teachers: list[nn.Module]) -> None:
     recipes = [name for name in TOGETHER if name not in ("agre_kd", "rkd", "crd", "lff")]
-    settings = {"epochs": 2, "batch_size": 100, "learning_rate": 0.01, "selection": "average"}
+    settings = {"epochs": 2, "batch_size": 30, "learning_rate": 0.01, "selection": "average"}
     found = lb.fit_probes(mlp, data, teacher=teachers[0], recipes=recipes, seeds=[3, 11], **settings)
     expected = one_by_one(mlp, data, recipes, (3, 11), teachers[0], **settings)
     for one, other in zip(found, expected, strict=True):
@@ -206,7 +206,7 @@ def test_a_mixture_of_what_can_and_what_cannot_be_together(data: lb.Data, teache
         lb.Recipe(["cross_entropy"], sampling="class_balanced", name="drawn"),
     ]
     teacher = linear()
-    settings = {"epochs": 2, "batch_size": 64}
+    settings = {"epochs": 2, "batch_size": 32}
     for student, by in ((linear, teacher), (mlp, teachers[0])):
         found = lb.fit_probes(student, data, teacher=by, recipes=recipes, seeds=2, **settings)
         for one, other in zip(found, one_by_one(student, data, recipes, (0, 1), by, **settings), strict=True):
@@ -281,6 +281,32 @@ def test_a_bound_on_memory_cuts_the_problem_and_not_the_result(data: lb.Data) ->
     assert [len(block) * len(block[0]) for block in blocks] == [1] * 4
     for one, other in zip(whole, parts, strict=True):
         assert deviation(one, other) < 1e-6
+
+
+def test_what_is_computed_once_may_take_no_memory_too(data: lb.Data, teachers: list[nn.Module]) -> None:
+    settings = {"teacher": teachers[0], "recipes": ["kd", "rld", "pll", "gce"], "seeds": 2, "epochs": 2}
+    whole = lb.fit_probes(linear, data, **settings, batch_size=16)
+    parts = lb.fit_probes(linear, data, **settings, batch_size=16, max_bytes=1)
+    for one, other in zip(whole, parts, strict=True):
+        assert deviation(one, other) < 1e-6
+
+
+def test_a_network_that_begins_with_an_activation(data: lb.Data) -> None:
+    def student() -> nn.Module:
+        return nn.Sequential(nn.Tanh(), nn.Linear(WIDTH, CLASSES))
+
+    found = lb.fit_probes(student, data, recipes=["erm", "gce"], seeds=2, epochs=2, batch_size=32)
+    expected = one_by_one(student, data, ["erm", "gce"], (0, 1), None, epochs=2, batch_size=32)
+    for one, other in zip(found, expected, strict=True):
+        agree(one, other)
+
+
+def test_columns_that_share_a_term_follow_each_other() -> None:
+    names = ["kd", "gce", "erm", "label_smoothing", "dkd"]
+    recipes = [lb.PRESETS[name].build() for name in names]
+    places = dict(zip(names, in_order(recipes), strict=True))
+    assert sorted(places.values()) == list(range(len(names)))
+    assert sorted(places[name] for name in ("kd", "erm", "dkd")) == [0, 1, 2], "cross entropy is the term they share"
 
 
 def test_a_bound_on_memory_holds_for_rounds_too(data: lb.Data) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
+import scipy.linalg
 import scipy.special
 from numpy.typing import ArrayLike
 
@@ -14,7 +16,7 @@ from limbeck.probe.features import Features, Floats, as_features, not_finite, ra
 from limbeck.probe.labels import Labels
 from limbeck.probe.softmax import TOLERANCE, SoftmaxProbe
 
-Solver = Literal["linear", "exact"]
+Solver = Literal["linear", "local", "exact"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +29,11 @@ class SelfDistillation:
         predicted: `[rounds, M, C]` for the samples of `predict`, or None.
         weights: `[rounds, D, C]`, for raw features (centring and scaling are folded in).
         intercepts: `[rounds, C]`.
-        solver: "linear": prediction = intercept + x·weights; "exact": prediction = softmax(intercept + x·weights).
+        solver: "linear": prediction = intercept + x·weights; "local", "exact": softmax of that.
         weight_decay: λ.
-        eigenvalues: `[r]` of the Gram matrix, descending (r = min(N, D); the rest are 0).
-        filters: `[rounds, r]`, the factor (g / (g + CNλ))ᵗ by which round t of the linearised probe keeps the given
-            labels along each eigenvector.
+        features: what was fitted on, prepared.
         residuals: `[rounds]`, largest deviation of a probability from the softmax fixed point (exact solver); None for
-            the closed form.
+            the others.
     """
 
     predictions: Floats | None
@@ -42,14 +42,26 @@ class SelfDistillation:
     intercepts: Floats
     solver: Solver
     weight_decay: float
-    eigenvalues: Floats
-    filters: Floats
+    features: Features
     residuals: Floats | None
 
     @property
     def rounds(self) -> int:
         """The number of rounds."""
         return len(self.weights)
+
+    @property
+    def eigenvalues(self) -> Floats:
+        """`[r]` of the Gram matrix, descending (r = min(N, D); the rest are 0). Computed when first asked for."""
+        return self.features.spectrum.values
+
+    @cached_property
+    def filters(self) -> Floats:
+        """`[rounds, r]`, the factor (g / (g + CNλ))ᵗ by which round t of the linearised probe keeps the given labels
+        along each eigenvector."""
+        values = self.eigenvalues
+        kept = values / (values + self.weights.shape[2] * len(self.features) * self.weight_decay)
+        return np.asarray(kept ** np.arange(1, self.rounds + 1)[:, None])
 
     def predict(self, features: ArrayLike) -> Floats:
         """Predictions of every round for new samples: `[M, D]` → `[rounds, M, C]`.
@@ -83,17 +95,29 @@ def self_distillation(
         exact    Y⁽ᵗ⁾ = softmax((Y⁽ᵗ⁻¹⁾ − Y⁽ᵗ⁾) G / (Nλ))
         linear   Y⁽ᵗ⁾ = 1/C + (Y⁽⁰⁾ − 1/C) V diag((g / (g + CNλ))ᵗ) Vᵀ,    G = V diag(g) Vᵀ
 
-    The closed form (linear) costs one Gram product and one eigendecomposition, in the smaller of sample and feature
-    space, for all rounds together. Everything is float64; features are converted a block of rows at a time, so memory
-    beside the input is min(N, D)² + the predictions, rounds·N·C (`keep_predictions=False` leaves them out), + 3·N·C
-    for the exact solver.
+    The closed form (linear) costs one Gram product and one factorisation, in the smaller of sample and feature space,
+    for all rounds together; for prepared `Features` it is the eigendecomposition, which then serves all weight decays
+    and label draws. It is a squared loss: calm under wrong labels, less accurate on clean ones. Between it and the
+    exact solver stands
+
+        local    W⁽¹⁾ = `STEPS` of L-BFGS for the softmax from the closed form;  W⁽ᵗ⁾ = (H + λ)⁻¹ H W⁽ᵗ⁻¹⁾
+
+    with H the Gram matrix over N of the samples weighted by their curvature (1 − Σp²)/(C − 1) under round 1: the
+    softmax linearised where the probe is, in place of the uniform output. Round 1 is as accurate as logistic
+    regression at the tolerances it is commonly fitted to, and later rounds cost one product; where features outnumber
+    samples these are too strong.
+
+    Everything is float64; features are converted a block of rows at a time, so memory beside the input is
+    min(N, D)² + the predictions, rounds·N·C (`keep_predictions=False` leaves them out), + 3·N·C for the local and the
+    exact solver. The result holds on to the prepared features.
 
     Args:
         features: `[N, D]`, or `Features` prepared once for many calls.
         labels: `[N]` class numbers, or `[N, C]` soft labels whose rows sum to 1.
         rounds: 1 or more.
         weight_decay: λ > 0, on the scale of the mean loss.
-        solver: "linear" (closed form of the linearised softmax) or "exact" (Newton's method on the fixed point).
+        solver: "linear" (closed form of the linearised softmax), "local" (linearised about a fitted softmax probe) or
+            "exact" (Newton's method on the fixed point).
         bias: an unpenalised intercept; the paper has none.
         standardise: centre and scale every feature first.
         class_weights: None; "balanced": sample weights N / (C·n_k); or `[C]` positive numbers. They follow the *given*
@@ -122,11 +146,7 @@ def self_distillation(
     weights, intercepts = np.empty((rounds, prepared.width, given.classes)), np.empty((rounds, given.classes))
     predictions = np.empty((rounds, len(prepared), given.classes)) if keep_predictions else None
     residuals = None
-    if solver == "linear":
-        _closed_form(prepared, given, weight_decay, weights, intercepts)
-        if predictions is not None:
-            outputs(prepared, weights, intercepts, "linear", predictions)
-    else:
+    if solver == "exact":
         residuals = np.empty(rounds)
         probe, targets, start = SoftmaxProbe(prepared, weight_decay, tolerance=tolerance), given.dense(), None
         for index in range(rounds):
@@ -135,10 +155,17 @@ def self_distillation(
             targets = fit.probabilities
             if predictions is not None:
                 predictions[index] = targets
+    else:
+        if solver == "local":
+            _local(prepared, given, weight_decay, weights, intercepts)
+        elif prepared is not features and prepared.width <= len(prepared):
+            _closed_form_once(prepared, given, weight_decay, weights, intercepts)
+        else:
+            _closed_form(prepared, given, weight_decay, weights, intercepts)
+        if predictions is not None:
+            outputs(prepared, weights, intercepts, solver, predictions)
     for index in range(rounds):
         weights[index], intercepts[index] = prepared.unfold(weights[index], intercepts[index])
-    values = prepared.spectrum.values
-    kept = values / (values + given.classes * len(prepared) * weight_decay)
     return SelfDistillation(
         predictions=predictions,
         predicted=None if predict is None else predict_rounds(predict, weights, intercepts, solver),
@@ -146,8 +173,7 @@ def self_distillation(
         intercepts=intercepts,
         solver=solver,
         weight_decay=weight_decay,
-        eigenvalues=values,
-        filters=kept ** np.arange(1, rounds + 1)[:, None],
+        features=prepared,
         residuals=residuals,
     )
 
@@ -188,13 +214,46 @@ def predict_rounds(x: ArrayLike, weights: Floats, intercepts: Floats, solver: So
     return result
 
 
-def _closed_form(features: Features, given: Labels, weight_decay: float, weights: Floats, intercepts: Floats) -> None:
-    """Fills weights and intercepts of every round of the linearised probe, for the prepared features.
+def _base(features: Features, given: Labels) -> Floats:
+    """What every output starts from: 1/C, and with a bias the (weighted) mean label, which every round keeps."""
+    return given.mean(features.sample_weights) if features.bias else np.full(given.classes, 1 / given.classes)
 
-    With a bias the linearised output keeps the (weighted) mean label in every round, so that takes the place of 1/C.
-    """
-    spectrum, rounds, classes = features.spectrum, len(weights), given.classes
-    base = given.mean(features.sample_weights) if features.bias else np.full(classes, 1 / classes)
+
+def _closed_form_once(
+    features: Features, given: Labels, weight_decay: float, weights: Floats, intercepts: Floats
+) -> None:
+    """`_closed_form` in feature space for one weight decay: a Cholesky factor in place of the eigendecomposition."""
+    base, penalty = _base(features, given), given.classes * len(features) * weight_decay
+    square = features.gram()
+    if penalty < 1e-10 * square.trace():
+        # Too nearly singular for a Cholesky factor.
+        _closed_form(features, given, weight_decay, weights, intercepts)
+        return
+    square[np.diag_indices_from(square)] += penalty
+    factor = scipy.linalg.cho_factor(square, overwrite_a=True, check_finite=False)
+    current = features.transposed_times(lambda rows: given.rows(rows) - base)
+    for index in range(len(weights)):
+        solved = scipy.linalg.cho_solve(factor, current, check_finite=False)
+        # (G + μ)⁻¹ G W is W − μ (G + μ)⁻¹ W.
+        weights[index] = solved if index == 0 else current - penalty * solved
+        current = weights[index]
+    intercepts[:] = base
+
+
+def _local(features: Features, given: Labels, weight_decay: float, weights: Floats, intercepts: Floats) -> None:
+    """Fills weights and intercepts of a softmax probe and of the rounds linearised about it."""
+    probe = SoftmaxProbe(features, weight_decay)
+    parameters, state = probe.descend(given.dense())
+    curvature = probe.shared(state) if len(weights) > 1 else None
+    for index in range(len(weights)):
+        if index and curvature is not None:
+            parameters = probe.next_round(parameters, curvature)
+        weights[index], intercepts[index] = probe.weights(parameters), parameters[:, -1]
+
+
+def _closed_form(features: Features, given: Labels, weight_decay: float, weights: Floats, intercepts: Floats) -> None:
+    """Fills weights and intercepts of every round of the linearised probe, for the prepared features."""
+    spectrum, rounds, classes, base = features.spectrum, len(weights), given.classes, _base(features, given)
     # R^½ turns the weighted problem into an unweighted one; in sample space it has to be undone at the end.
     root = 1.0 if features.sample_weights is None else np.sqrt(features.sample_weights)[:, None]
     if spectrum.space == "feature":

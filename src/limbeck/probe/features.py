@@ -122,9 +122,7 @@ class Features:
     def spectrum(self) -> Spectrum:
         """Eigendecomposition of the Gram matrix in the smaller of feature and sample space, computed once."""
         feature_space = self.width <= len(self.x)
-        gram = self._feature_gram() if feature_space else self._sample_gram()
-        if not np.isfinite(gram).all():
-            raise DataError(not_finite(self.x, "features"))
+        gram = self.gram() if feature_space else self._finite(self._sample_gram())
         values, vectors = scipy.linalg.eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
         # Rounding leaves eigenvalues of a semi-definite matrix slightly below zero.
         return Spectrum(
@@ -144,12 +142,22 @@ class Features:
             out /= self.scale
         return out
 
-    def _feature_gram(self) -> Floats:
+    def gram(self) -> Floats:
+        """XᵀRX `[D, D]`, computed anew.
+
+        Raises:
+            DataError: where a feature is no finite number.
+        """
         gram = np.zeros((self.width, self.width))
         for rows, block in self.blocks():
             # B.T @ B of one array is a symmetric rank-k update in BLAS: half the work of a general product.
             block = block if self.sample_weights is None else block * np.sqrt(self.sample_weights[rows, None])
             gram += block.T @ block
+        return self._finite(gram)
+
+    def _finite(self, gram: Floats) -> Floats:
+        if not np.isfinite(gram).all():
+            raise DataError(not_finite(self.x, "features"))
         return gram
 
     def _sample_gram(self) -> Floats:

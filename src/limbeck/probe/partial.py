@@ -34,7 +34,7 @@ class PartialLabelStudent:
         predicted: `[M, C]` for the samples of `predict`, or None.
         weights: `[D, C]`, for raw features.
         intercept: `[C]`.
-        solver: "linear" or "exact".
+        solver: "linear", "local" or "exact".
         loss: "ce" or "gce".
         residual: of the softmax fixed point (exact solver), else None.
         warnings: where the method says nothing by construction.
@@ -219,7 +219,7 @@ def partial_label_student(
         weight_decay: λ > 0, on the scale of the mean loss.
         k: candidates per sample, 1..C.
         weights: `[k]` non-negative, of the best candidate first, scaled to sum 1; None for 1/k each.
-        solver: "linear" or "exact", as in `self_distillation`.
+        solver: "linear", "local" or "exact", as in `self_distillation`.
         loss: "ce" or "gce".
         gce_q: q of the generalised cross entropy, in (0, 1].
         bias: an unpenalised intercept.
@@ -238,7 +238,7 @@ def partial_label_student(
     check_options(weight_decay, solver)
     if loss not in get_args(Loss):
         raise ConfigError(unknown_name("loss", loss, get_args(Loss)))
-    if loss == "gce" and solver == "linear":
+    if loss == "gce" and solver != "exact":
         raise ConfigError("loss='gce' has no closed form: use solver='exact' or loss='ce'")
     if not 0 < gce_q <= 1:
         raise ConfigError(f"gce_q: expected a number in (0, 1], found {gce_q}")
@@ -255,8 +255,8 @@ def partial_label_student(
     for note in notes:
         python_warnings.warn(note, UserWarning, stacklevel=2)
     residual = None
-    if solver == "linear":
-        one = self_distillation(prepared, targets, 1, weight_decay)
+    if solver != "exact":
+        one = self_distillation(prepared, targets, 1, weight_decay, solver)
         assert one.predictions is not None
         predictions, weight, intercept = one.predictions[0], one.weights[0], one.intercepts[0]
     else:

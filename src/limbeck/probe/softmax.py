@@ -7,16 +7,32 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-import scipy.special
 
-from limbeck.errors import ConfigError
-from limbeck.probe.features import COPY_BYTES, Features, Floats
+from limbeck.errors import ConfigError, DataError
+from limbeck.probe.features import COPY_BYTES, Features, Floats, not_finite
 
 TOLERANCE = 1e-9
 """Default bound on the residual of the fixed point, the largest deviation of any one probability."""
 
 SAMPLED = 50
-"""Rows per dimension from which a preconditioner is built where there are more."""
+"""Rows per dimension from which the whole Hessian is built where there are more."""
+
+CHUNK_BYTES = 1 << 20
+"""Rows taken at a time: they are read twice or three times, and should stay in the cache in between."""
+
+FAR = 0.1
+"""The residual is not looked at after a step that promised more than this: it costs half a Hessian product."""
+
+STEPS = 20
+"""Of L-BFGS from the closed form: with these a probe is as accurate as scikit-learn's at its default tolerance."""
+
+RENEWED = 4
+"""Steps after which their metric is computed anew: by then most samples are sure, and few of them curve the loss."""
+
+SMALL = 1e-6
+"""Nats a sample that a step must promise to be taken at all."""
+
+Solve = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +46,9 @@ class SoftmaxFit:
         residual: largest |Y − softmax((T − Y) G / (Nλ))| over samples and classes; with a bias also the largest mean of
             T − Y over the samples, which must vanish.
         iterations: Newton steps taken.
-        parameters: `[r + 1, C]` in the eigenbasis, intercept last.
-        inverse: the inverse of the Hessian somewhere on the way, where it had to be built.
+        features: what it was fitted on.
+        parameters: `[C, r + 1]` in the coordinates of the solver, intercept last.
+        preconditioner: an approximate inverse of the last Hessian, in these coordinates.
     """
 
     weights: Floats
@@ -39,13 +56,14 @@ class SoftmaxFit:
     probabilities: Floats
     residual: float
     iterations: int
+    features: Features
     parameters: Floats
-    inverse: Callable[[Floats], Floats] | None = None
+    preconditioner: Solve | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
-    """The objective at one point: value, probabilities `[N, C]`, mass `[N, 1]` and gradient `[r + 1, C]`."""
+class State:
+    """The objective at one point: value, probabilities `[C, N]`, mass `[N]` and gradient `[C, r + 1]`."""
 
     value: float
     probabilities: Floats
@@ -58,9 +76,12 @@ class SoftmaxProbe:
 
         Y = softmax((T − Y) G / (Nλ)),    W = Xᵀ R (T − Y) / (Nλ)
 
-    (arXiv 2402.10482, section 3). Newton steps by preconditioned conjugate gradients in the eigenbasis of the Gram
-    matrix, where the Hessian starts out diagonal; every Hessian product is one pass over the features. Memory beside
-    the features: a few arrays `[N, C]` and at most `COPY_BYTES` of preconditioner.
+    (arXiv 2402.10482, section 3). Newton steps by preconditioned conjugate gradients: in feature space as the features
+    are, in sample space (fewer samples than features) in the eigenbasis of the Gram matrix. The preconditioner is the
+    Hessian with each sample's curvature, a matrix `[C, C]`, replaced by its mean over the directions in which it acts:
+    one weighted Gram matrix serves all classes, and with two classes it is the Hessian itself. Where that does not do
+    and there is room, the whole Hessian takes its place. Memory beside the features: a few arrays `[N, C]` and at most
+    `COPY_BYTES` of preconditioner.
 
     Args:
         features: prepared features.
@@ -85,113 +106,272 @@ class SoftmaxProbe:
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.gce_q = gce_q
-        spectrum = features.spectrum
-        self.eigenvalues = spectrum.values
-        # The coordinates are X·U (feature space, multiplied on the fly) or R^−½·V·√g (sample space, small).
-        self._rotation: Floats | None = None
+        # In sample space the coordinates are R^−½·V·√g: `[N, r]`, small.
         self._coordinates: Floats | None = None
-        if spectrum.space == "feature":
-            self._rotation = spectrum.vectors
-        else:
+        if len(features) < features.width:
+            spectrum = features.spectrum
             self._coordinates = spectrum.vectors * np.sqrt(spectrum.values)
             if features.sample_weights is not None:
                 self._coordinates /= np.sqrt(features.sample_weights)[:, None]
+        self.rank = features.width if self._coordinates is None else self._coordinates.shape[1]
 
     def fit(self, targets: Floats, start: SoftmaxFit | None = None) -> SoftmaxFit:
         """The fixed point for targets `[N, C]` (rows of non-negative numbers, summing to 1).
 
         Args:
             targets: `[N, C]`.
-            start: an earlier fit on the same features to start from; None for weights of 0.
+            start: a fit to start from, on the same features or on other samples, weights or weight decay of the same
+                width and classes; None for weights of 0.
 
         Raises:
+            DataError: where a feature is no finite number.
             ConfigError: where the tolerance cannot be reached: weight_decay is too small for float64.
         """
-        shape = (len(self.eigenvalues) + 1, targets.shape[1])
-        parameters, inverse = (np.zeros(shape), None) if start is None else (start.parameters, start.inverse)
-        state, patience = self._state(parameters, targets), self._patience(shape[1])
-        iteration = spent = 0
-        while (residual := self._residual(state)) > self.tolerance:
+        wanted = np.ascontiguousarray(targets.T, dtype=np.float64)
+        classes, whole = len(wanted), False
+        parameters, solve = self._start(classes, start)
+        state = self._first(parameters, wanted)
+        if solve is None:
+            solve = self.shared(state) if self._coordinates is None else self._diagonal(state)
+        patience, refresh = self._patience(classes), max(1, self.rank // (16 * classes))
+        iteration = spent = since = 0
+        promised = residual = 0.0
+        while promised > FAR or (residual := self._residual(state)) > self.tolerance:
             if iteration == self.max_iterations:
                 raise ConfigError(
-                    f"weight_decay={self.weight_decay:g}: the exact softmax probe came to a residual of {residual:.1e} "
-                    f"in {iteration} Newton steps, expected {self.tolerance:g}: raise weight_decay, scale the features "
-                    "down or raise the tolerance"
+                    f"weight_decay={self.weight_decay:g}: the exact softmax probe came to a residual of "
+                    f"{self._residual(state):.1e} in {iteration} Newton steps, expected {self.tolerance:g}: raise "
+                    "weight_decay, scale the features down or raise the tolerance"
                 )
-            step, steps = self._newton_step(state, targets, inverse or self._diagonal(state), patience)
-            parameters, state = self._line_search(parameters, state, step, targets)
-            spent += steps
-            if spent >= patience and self._fits(shape[1]):
-                inverse, spent = self._whole(state), 0
-            iteration += 1
-        weights = self._to_weights(parameters[:-1], self._pull(state.probabilities, state.mass, targets))
-        return SoftmaxFit(weights, parameters[-1], state.probabilities, residual, iteration, parameters, inverse)
+            if spent >= patience and self._fits(classes):
+                solve, whole, spent, since = self.whole(state), True, 0, 0
+            elif not whole and since > refresh:
+                solve, since = self.shared(state), 0
+            step, products = self._newton_step(state, wanted, solve, patience)
+            promised = -float((state.gradient * step).sum())
+            parameters, state = self.line_search(parameters, state, step, wanted)
+            spent, since, iteration = spent + products, since + products, iteration + 1
+        probabilities = np.ascontiguousarray(state.probabilities.T)
+        weights = self._to_weights(parameters, state, wanted)
+        return SoftmaxFit(
+            weights, parameters[:, -1].copy(), probabilities, residual, iteration, self.features, parameters, solve
+        )
 
-    def _blocks(self) -> Iterator[tuple[slice, Floats]]:
+    def descend(self, targets: Floats, steps: int = STEPS) -> tuple[Floats, State]:
+        """Parameters `[C, r + 1]` and state after a few steps of L-BFGS from the closed form, with its Hessian.
+
+        The first step is the closed form itself, the Newton step at weights of 0. Fewer steps are taken where one
+        promises less than `SMALL`.
+        """
+        wanted = np.ascontiguousarray(targets.T, dtype=np.float64)
+        parameters = np.zeros((len(wanted), self.rank + 1))
+        state = self._first(parameters, wanted)
+        solve = self.shared(state) if self._coordinates is None else self._diagonal(state)
+        pairs: list[tuple[Floats, Floats]] = []
+        for count in range(steps):
+            if count == RENEWED:
+                solve = self.shared(state)
+            step = -_quasi_newton(state.gradient, pairs, solve)
+            if -(state.gradient * step).sum() < SMALL:
+                break
+            moved, new = self.line_search(parameters, state, step, wanted)
+            pair = moved - parameters, new.gradient - state.gradient
+            pairs += [pair] if (pair[0] * pair[1]).sum() > 0 else []
+            parameters, state = moved, new
+        return parameters, state
+
+    def next_round(self, parameters: Floats, curvature: Solve) -> Floats:
+        """Self-distillation of a probe, linearised about it: `(H + λ)⁻¹ H W`, with `(H + λ)⁻¹` given."""
+        penalised = self.weight_decay * parameters
+        penalised[:, -1] = 0.0
+        return parameters - curvature(penalised)
+
+    def weights(self, parameters: Floats) -> Floats:
+        """Parameters `[C, r + 1]` as weights `[D, C]` for the prepared features."""
         if self._coordinates is None:
-            yield from self.features.blocks()
-        else:
-            yield slice(0, len(self.features)), self._coordinates
+            return np.ascontiguousarray(parameters[:, :-1].T)
+        # U = XᵀR^½ V/√g, and the product with XᵀR is at hand.
+        spectrum, weights = self.features.spectrum, self.features.sample_weights
+        length = np.sqrt(spectrum.values)[:, None]
+        scaled = np.divide(parameters[:, :-1].T, length, out=np.zeros_like(parameters[:, :-1].T), where=length > 0)
+        dual = spectrum.vectors @ scaled
+        if weights is not None:
+            dual /= np.sqrt(weights)[:, None]
+        return self.features.transposed_times(lambda rows: dual[rows])
 
-    def _rotate(self, values: Floats) -> Floats:
-        return values if self._rotation is None else self._rotation @ values
-
-    def _rotate_back(self, values: Floats) -> Floats:
-        return values if self._rotation is None else self._rotation.T @ values
-
-    def _pull(self, probabilities: Floats, mass: Floats, targets: Floats) -> Floats:
-        """Minus the derivative of the per-sample loss by the logits: S − mY (CE: T − Y)."""
-        reached = targets if self.gce_q is None else targets * probabilities**self.gce_q
-        return reached - mass * probabilities
-
-    def _state(self, parameters: Floats, targets: Floats) -> _State:
-        """The objective and its gradient, in one pass."""
+    def state(self, parameters: Floats, targets: Floats) -> State:
+        """The objective and its gradient for targets `[C, N]`, in one pass."""
         count, q = len(self.features), self.gce_q
-        rotated = self._rotate(parameters[:-1])
-        probabilities, mass = np.empty_like(targets), np.empty((len(targets), 1))
-        moment, total, loss = np.zeros_like(rotated), np.zeros(targets.shape[1]), 0.0
+        probabilities, mass = np.empty_like(targets), np.empty(targets.shape[1])
+        gradient, loss = np.zeros_like(parameters), 0.0
         for rows, block in self._blocks():
-            target, sample_weight = targets[rows], self.features.weights_of(rows)
-            logs = scipy.special.log_softmax(block @ rotated + parameters[-1], axis=1)
+            target, sample_weight = targets[:, rows], self._sample_weights(rows)
+            # Classes first: sums over a short last axis are an order of magnitude slower.
+            logs = parameters[:, :-1] @ block.T
+            logs += parameters[:, -1:]
+            logs -= logs.max(0)
             probability = np.exp(logs)
-            powers = 1.0 if q is None else np.exp(q * logs)
-            mass[rows] = (target * powers).sum(1, keepdims=True)
+            total = probability.sum(0)
+            probability /= total
+            logs -= np.log(total)
+            reached = target if q is None else target * np.exp(q * logs)
+            mass[rows] = reached.sum(0)
             # With q the powers enter the loss itself; (1 − p^q)/q keeps its digits as −expm1(q log p)/q.
-            losses = -target * logs if q is None else -target * np.expm1(q * logs) / q
-            loss += float((sample_weight * losses).sum())
-            error = sample_weight * (mass[rows] * probability - target * powers)
-            moment += block.T @ error
-            total += error.sum(0)
-            probabilities[rows] = probability
-        gradient = np.empty_like(parameters)
-        gradient[:-1] = self._rotate_back(moment) / count + self.weight_decay * parameters[:-1]
-        gradient[-1] = total / count if self.features.bias else 0.0
-        value = loss / count + self.weight_decay / 2 * float((parameters[:-1] ** 2).sum())
-        return _State(value, probabilities, mass, gradient)
+            losses = target * logs if q is None else target * np.expm1(q * logs) / q
+            loss -= float((sample_weight * losses).sum())
+            error = sample_weight * (mass[rows] * probability - reached)
+            gradient[:, :-1] += error @ block
+            gradient[:, -1] += error.sum(1)
+            probabilities[:, rows] = probability
+        self._finish(gradient, parameters)
+        value = loss / count + self.weight_decay / 2 * float((parameters[:, :-1] ** 2).sum())
+        return State(value, probabilities, mass, gradient)
 
-    def _residual(self, state: _State) -> float:
-        """How far the fixed-point map moves any probability: its logits differ from the current ones by −X∇/λ."""
-        rotated, worst = self._rotate(state.gradient[:-1]) / self.weight_decay, 0.0
-        for rows, block in self._blocks():
-            probability = state.probabilities[rows]
-            with np.errstate(divide="ignore"):
-                moved = scipy.special.softmax(np.log(probability) - block @ rotated, axis=1)
-            worst = max(worst, float(np.abs(moved - probability).max()))
-        return max(worst, float(np.abs(state.gradient[-1]).max()))
-
-    def _line_search(self, parameters: Floats, state: _State, step: Floats, targets: Floats) -> tuple[Floats, _State]:
+    def line_search(self, parameters: Floats, state: State, step: Floats, targets: Floats) -> tuple[Floats, State]:
+        """The longest of the steps 1, ½, ¼ … that lowers the objective enough."""
         slope, length = float((state.gradient * step).sum()), 1.0
         while True:
-            trial = self._state(parameters + length * step, targets)
+            trial = self.state(parameters + length * step, targets)
             # Near the optimum the decrease drowns in rounding; there a full Newton step is right.
             if trial.value <= state.value + 1e-4 * length * slope + 1e-13 * abs(state.value) or length < 1e-6:
                 return parameters + length * step, trial
             length /= 2
 
-    def _newton_step(
-        self, state: _State, targets: Floats, precondition: Callable[[Floats], Floats], patience: int
-    ) -> tuple[Floats, int]:
-        """Solves H·s = −∇ by conjugate gradients, more exactly the closer the optimum is; also the steps taken."""
+    def shared(self, state: State) -> Solve:
+        """The inverse of the Hessian with every sample's curvature the same in all directions of the classes."""
+        count = len(self.features)
+        square = np.zeros((self.rank + 1, self.rank + 1))
+        for rows, block in self._blocks():
+            curvature = self._curvature(state, rows)
+            root = np.sqrt(curvature)
+            scaled = block * root[:, None]
+            # One array times itself is a symmetric update in BLAS: half the work of a general product.
+            square[:-1, :-1] += scaled.T @ scaled
+            square[:-1, -1] += root @ scaled
+            square[-1, -1] += curvature.sum()
+        square /= count
+        if self.features.bias:
+            square[-1, :-1] = square[:-1, -1]
+            square[-1, -1] += 1e-12
+        else:
+            square[:-1, -1], square[-1, -1] = 0.0, 1.0
+        # Collinear features and hardly any weight decay: it approximates all the same, and must stay invertible.
+        square[np.diag_indices(self.rank)] += self.weight_decay + 1e-14 * square.trace()
+        factor = scipy.linalg.cho_factor(square, lower=True, overwrite_a=True, check_finite=False)
+        return lambda values: np.ascontiguousarray(scipy.linalg.cho_solve(factor, values.T, check_finite=False).T)
+
+    def whole(self, state: State) -> Solve:
+        """The inverse of the Hessian of the convex part, from every n-th row where there are many."""
+        (classes, width), count = state.gradient.shape, len(self.features)
+        skip = max(1, count // (SAMPLED * width))
+        hessian, used = np.zeros((classes, width, classes, width)), 0
+        for rows, block in self._blocks():
+            # A column of ones stands for the intercept; without bias it is decoupled below.
+            picked = np.column_stack([block[::skip], np.full(len(block[::skip]), float(self.features.bias))])
+            probability = state.probabilities[:, rows][:, ::skip]
+            weight = (state.mass[rows] * self._sample_weights(rows))[::skip]
+            used += len(picked)
+            for one in range(classes):
+                scaled = picked * (weight * probability[one])[:, None]
+                hessian[one, :, one] += scaled.T @ picked
+                for other in range(one + 1):
+                    hessian[one, :, other] -= (scaled * probability[other][:, None]).T @ picked
+        hessian /= used
+        square = hessian.reshape(classes * width, classes * width)
+        penalty = np.full((classes, width), self.weight_decay)
+        # Intercepts are not penalised, and one common to all classes changes nothing: keep the matrix invertible.
+        penalty[:, -1] = 1e-9 if self.features.bias else 1.0
+        square[np.diag_indices_from(square)] += penalty.ravel()
+        factor = scipy.linalg.cho_factor(square, lower=True, overwrite_a=True, check_finite=False)
+
+        def solve(values: Floats) -> Floats:
+            solved = scipy.linalg.cho_solve(factor, values.ravel(), check_finite=False)
+            return np.asarray(solved.reshape(classes, width))
+
+        return solve
+
+    def hessian_times(self, state: State, targets: Floats, direction: Floats) -> Floats:
+        """The Hessian at a state times a direction `[C, r + 1]`, in one pass."""
+        q, out = self.gce_q, np.zeros_like(direction)
+        for rows, block in self._blocks():
+            probability = state.probabilities[:, rows]
+            change = direction[:, :-1] @ block.T
+            change += direction[:, -1:]
+            change -= (probability * change).sum(0)
+            curved = probability * change
+            curved *= state.mass[rows]
+            if q is not None:
+                moved = q * targets[:, rows] * probability**q * change
+                curved += moved.sum(0) * probability - moved
+            curved *= self._sample_weights(rows)
+            out[:, :-1] += curved @ block
+            out[:, -1] += curved.sum(1)
+        self._finish(out, direction)
+        return out
+
+    def _first(self, parameters: Floats, targets: Floats) -> State:
+        state = self.state(parameters, targets)
+        if not np.isfinite(state.gradient).all():
+            raise DataError(not_finite(self.features.x, "features"))
+        return state
+
+    def _start(self, classes: int, start: SoftmaxFit | None) -> tuple[Floats, Solve | None]:
+        parameters = np.zeros((classes, self.rank + 1))
+        if start is None:
+            return parameters, None
+        if start.features is self.features:
+            return start.parameters, start.preconditioner
+        parameters[:, -1] = start.intercept if self.features.bias else 0.0
+        if self._coordinates is None:
+            parameters[:, :-1] = start.weights.T
+        else:
+            # X = V √g Uᵀ (rows divided by √r where weighted): the coordinates of weights w are Uᵀw.
+            reached = self.features.times(start.weights)
+            if self.features.sample_weights is not None:
+                reached *= np.sqrt(self.features.sample_weights)[:, None]
+            length = np.sqrt(self.features.spectrum.values)
+            along = self.features.spectrum.vectors.T @ reached
+            parameters[:, :-1] = np.divide(
+                along.T, length, out=np.zeros_like(along.T), where=length > 1e-7 * length.max()
+            )
+        return parameters, None
+
+    def _blocks(self) -> Iterator[tuple[slice, Floats]]:
+        size = max(1, CHUNK_BYTES // (8 * self.rank))
+        coordinates = self._coordinates
+        blocks = self.features.blocks() if coordinates is None else [(slice(0, len(coordinates)), coordinates)]
+        for rows, block in blocks:
+            for start in range(0, len(block), size):
+                part = block[start : start + size]
+                yield slice(rows.start + start, rows.start + start + len(part)), part
+
+    def _sample_weights(self, rows: slice) -> Floats | float:
+        weights = self.features.sample_weights
+        return 1.0 if weights is None else weights[rows]
+
+    def _finish(self, moment: Floats, parameters: Floats) -> None:
+        """Sums over the samples become those of the mean loss, and the penalty joins them."""
+        moment /= len(self.features)
+        moment[:, :-1] += self.weight_decay * parameters[:, :-1]
+        if not self.features.bias:
+            moment[:, -1] = 0.0
+
+    def _residual(self, state: State) -> float:
+        """How far the fixed-point map moves any probability: its logits differ from the current ones by −X∇/λ."""
+        change, worst = state.gradient[:, :-1] / self.weight_decay, 0.0
+        for rows, block in self._blocks():
+            probability = state.probabilities[:, rows]
+            with np.errstate(divide="ignore"):
+                logs = np.log(probability)
+            logs -= change @ block.T
+            logs -= logs.max(0)
+            moved = np.exp(logs)
+            moved /= moved.sum(0)
+            worst = max(worst, float(np.abs(moved - probability).max()))
+        return max(worst, float(np.abs(state.gradient[:, -1]).max()))
+
+    def _newton_step(self, state: State, targets: Floats, precondition: Solve, patience: int) -> tuple[Floats, int]:
+        """Solves H·s = −∇ by conjugate gradients, more exactly the closer the optimum is; also the products taken."""
         step, remaining = np.zeros_like(state.gradient), -state.gradient
         direction = preconditioned = precondition(remaining)
         size = float((remaining * preconditioned).sum())
@@ -199,7 +379,7 @@ class SoftmaxProbe:
         for count in range(patience):
             if size <= stop:
                 return step, count
-            product = self._hessian_times(state, targets, direction)
+            product = self.hessian_times(state, targets, direction)
             curvature = float((direction * product).sum())
             if curvature <= 0:
                 # Only the generalised cross entropy curves downwards; what is solved so far is a descent direction.
@@ -211,87 +391,49 @@ class SoftmaxProbe:
             direction, size = preconditioned + new_size / size * direction, new_size
         return step, patience
 
-    def _hessian_times(self, state: _State, targets: Floats, direction: Floats) -> Floats:
-        count, q = len(self.features), self.gce_q
-        rotated = self._rotate(direction[:-1])
-        moment, total = np.zeros_like(rotated), np.zeros(direction.shape[1])
-        for rows, block in self._blocks():
-            probability = state.probabilities[rows]
-            change = block @ rotated + direction[-1]
-            change -= (probability * change).sum(1, keepdims=True)
-            curved = state.mass[rows] * probability * change
-            if q is not None:
-                moved = q * targets[rows] * probability**q * change
-                curved += moved.sum(1, keepdims=True) * probability - moved
-            curved *= self.features.weights_of(rows)
-            moment += block.T @ curved
-            total += curved.sum(0)
-        out = np.empty_like(direction)
-        out[:-1] = self._rotate_back(moment) / count + self.weight_decay * direction[:-1]
-        out[-1] = total / count if self.features.bias else 0.0
-        return out
-
-    def _curvature(self, state: _State, rows: slice) -> Floats:
-        probability = state.probabilities[rows]
-        return state.mass[rows] * self.features.weights_of(rows) * probability * (1 - probability)
-
-    def _diagonal(self, state: _State) -> Callable[[Floats], Floats]:
-        """The Hessian if every sample had the same curvature: diagonal in the eigenbasis."""
-        curvature = self._curvature(state, slice(None)).mean(0)
-        diagonal = np.empty_like(state.gradient)
-        diagonal[:-1] = self.eigenvalues[:, None] / len(self.features) * curvature + self.weight_decay
-        diagonal[-1] = curvature.clip(min=1e-12)
+    def _diagonal(self, state: State) -> Solve:
+        """`shared` if every sample had the same curvature: diagonal in the eigenbasis."""
+        curvature = self._curvature(state, slice(None)).mean()
+        diagonal = np.empty(self.rank + 1)
+        diagonal[:-1] = self.features.spectrum.values / len(self.features) * curvature + self.weight_decay
+        diagonal[-1] = max(curvature, 1e-12)
         return lambda values: values / diagonal
+
+    def _curvature(self, state: State, rows: slice) -> Floats:
+        """`[b]`, of every sample: diag(p) − ppᵀ has the trace 1 − Σp² and acts in C − 1 directions."""
+        probability = state.probabilities[:, rows]
+        trace = 1 - (probability**2).sum(0)
+        return np.asarray(trace.clip(min=0) * state.mass[rows] * self._sample_weights(rows) / (len(probability) - 1))
 
     def _fits(self, classes: int) -> bool:
         """Whether the whole Hessian may be held."""
-        return 8 * ((len(self.eigenvalues) + 1) * classes) ** 2 <= COPY_BYTES
+        return 8 * ((self.rank + 1) * classes) ** 2 <= COPY_BYTES
 
     def _patience(self, classes: int) -> int:
         """The number of Hessian products that cost as much as building it (one large product is 4× as efficient)."""
-        count, width = len(self.features), len(self.eigenvalues)
+        count, width = len(self.features), self.rank
         if not self._fits(classes):
             return 1000
         build = min(count, SAMPLED * width) * width**2 * classes * (classes + 1) + ((width + 1) * classes) ** 3 / 3
         return int(np.clip(build / (16 * count * width * classes), 20, 1000))
 
-    def _whole(self, state: _State) -> Callable[[Floats], Floats]:
-        """The inverse of the Hessian of the convex part, from every n-th row where there are many."""
-        (width, classes), count = state.gradient.shape, len(self.features)
-        skip = max(1, count // (SAMPLED * width))
-        hessian, used = np.zeros((classes, width, classes, width)), 0
-        for rows, block in self._blocks():
-            # A column of ones stands for the intercept; without bias it is decoupled below.
-            picked = np.column_stack([block[::skip], np.full(len(block[::skip]), float(self.features.bias))])
-            probability = state.probabilities[rows][::skip]
-            weight = (state.mass[rows] * self.features.weights_of(rows))[::skip]
-            used += len(picked)
-            for one in range(classes):
-                scaled = picked * (weight * probability[:, one : one + 1])
-                hessian[one, :, one] += scaled.T @ picked
-                for other in range(one + 1):
-                    hessian[one, :, other] -= (scaled * probability[:, other : other + 1]).T @ picked
-        for one in range(classes):
-            for other in range(one + 1):
-                part = hessian[one, :, other] / used
-                if self._rotation is not None:
-                    part[:-1] = self._rotation.T @ part[:-1]
-                    part[:, :-1] = part[:, :-1] @ self._rotation
-                hessian[one, :, other] = part
-        square = hessian.reshape(classes * width, classes * width)
-        penalty = np.full((classes, width), self.weight_decay)
-        # Intercepts are not penalised, and one common to all classes changes nothing: keep the matrix invertible.
-        penalty[:, -1] = 1e-9 if self.features.bias else 1.0
-        square[np.diag_indices_from(square)] += penalty.ravel()
-        factor = scipy.linalg.cho_factor(square, lower=True, overwrite_a=True, check_finite=False)
-
-        def solve(values: Floats) -> Floats:
-            solved = scipy.linalg.cho_solve(factor, values.T.ravel(), check_finite=False)
-            return np.ascontiguousarray(solved.reshape(classes, width).T)
-
-        return solve
-
-    def _to_weights(self, parameters: Floats, pull: Floats) -> Floats:
-        if self._rotation is not None:
-            return self._rotation @ parameters
+    def _to_weights(self, parameters: Floats, state: State, targets: Floats) -> Floats:
+        """`[D, C]` for the prepared features."""
+        if self._coordinates is None:
+            return np.ascontiguousarray(parameters[:, :-1].T)
+        # Minus the derivative of the per-sample loss by the logits: S − mY (CE: T − Y).
+        reached = targets if self.gce_q is None else targets * state.probabilities**self.gce_q
+        pull = (reached - state.mass * state.probabilities).T
         return self.features.transposed_times(lambda rows: pull[rows]) / (len(self.features) * self.weight_decay)
+
+
+def _quasi_newton(gradient: Floats, pairs: list[tuple[Floats, Floats]], solve: Solve) -> Floats:
+    """The two-loop recursion of L-BFGS (Nocedal & Wright, algorithm 7.4) from an approximate inverse Hessian."""
+    found, scales = gradient, []
+    for move, change in reversed(pairs):
+        scales.append(float((move * found).sum() / (move * change).sum()))
+        found = found - scales[-1] * change
+    found = solve(found)
+    for (move, change), scale in zip(pairs, reversed(scales), strict=True):
+        found = found + (scale - float((change * found).sum() / (move * change).sum())) * move
+    return found

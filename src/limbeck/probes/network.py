@@ -6,7 +6,7 @@ them; the networks of a column have the same recipe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -85,21 +85,25 @@ def architecture(layers: Sequence[nn.Module]) -> tuple[str, ...]:
 
 
 class _Weights(NamedTuple):
-    """A stacked linear layer; `first` has the columns innermost, so that one product serves all of a stream."""
+    """A stacked linear layer `[S, in, out]` with its columns at `axis`.
+
+    Behind the first layer a column has a product of its own, `[S, R, in, out]`; one product of the first layer serves
+    all of a stream, `[S, in, R, out]`, or `[S, in, out, R]` where it makes the logits, whose classes come first.
+    """
 
     weight: Tensor
     bias: Tensor | None
-    first: bool
+    axis: int
     trained: bool
 
     @property
-    def axis(self) -> int:
-        """Where the columns lie."""
-        return 2 if self.first else 1
+    def first(self) -> bool:
+        """Whether it reads the batch."""
+        return self.axis > 1
 
     def of(self, tensor: Tensor, stream: int, column: int) -> Tensor:
         """One network's part `[in, out]` (of a bias `[1, out]`) of the stacked tensor."""
-        return tensor[stream, :, column] if self.first else tensor[stream, column]
+        return tensor[stream].select(self.axis - 1, column)
 
 
 class StackedNetwork:
@@ -113,100 +117,114 @@ class StackedNetwork:
         self.streams, self.columns = len(networks), len(networks[0])
         self._networks = networks
         self._layers: list[_Weights | nn.Module] = []
-        first = True
-        for index, example in enumerate(networks[0][0]):
-            if not isinstance(example, nn.Linear):
+        examples = networks[0][0]
+        axis = 3 if len(examples) == 1 else 2
+        for index, example in enumerate(examples):
+            if isinstance(example, nn.Linear):
+                self._layers.append(self._stacked(index, example, axis))
+                axis = 1
+            else:
                 self._layers.append(example)
-                continue
-            self._layers.append(self._stacked(index, example, first))
-            first = False
-        self.weights = [layer for layer in self._layers if isinstance(layer, _Weights)]
-        self.classes = self.weights[-1].weight.shape[-1]
-        self.alone = self.weights[0] if len(self._layers) == 1 else None
+        self._linear = [layer for layer in self._layers if isinstance(layer, _Weights)]
+        self._alone = self._linear[0] if len(examples) == 1 else None
         """The only layer, where there is one: its gradient needs no graph."""
+        self.classes = self._linear[-1].weight.shape[3 if self._alone is None else 2]
+        self._outputs: dict[str, Tensor] = {}
+        self._batch = torch.empty(0)
 
-    def _stacked(self, index: int, example: nn.Linear, first: bool) -> _Weights:
-        axis = 1 if first else 0
-
+    def _stacked(self, index: int, example: nn.Linear, axis: int) -> _Weights:
         def stacked(name: str) -> Tensor:
             rows = []
             for stream in self._networks:
                 parts = [getattr(layers[index], name).detach() for layers in stream]
-                rows.append(torch.stack([part.T if part.dim() == 2 else part[None] for part in parts], axis))
+                rows.append(torch.stack([part.T if part.dim() == 2 else part[None] for part in parts], axis - 1))
             return torch.stack(rows).contiguous().requires_grad_(trained)
 
         trained = example.weight.requires_grad
         bias = None if example.bias is None else stacked("bias")
-        return _Weights(stacked("weight"), bias, first, trained)
+        return _Weights(stacked("weight"), bias, axis, trained)
 
     def parameters(self) -> list[tuple[Tensor, int]]:
         """The trained tensors, each with the axis along which its columns lie."""
         found = []
-        for layer in self.weights:
+        for layer in self._linear:
             if layer.trained:
                 found += [(part, layer.axis) for part in (layer.weight, layer.bias) if part is not None]
         return found
 
-    def __call__(self, x: Tensor, logits: bool = True) -> tuple[Tensor | None, Tensor]:
-        """The outputs of all networks.
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits `[C, R, S, B]` of all networks for `[B, D]`."""
+        return self._forward(x.expand(self.streams, *x.shape))[0].contiguous()
+
+    def widths(self, names: Container[str]) -> dict[str, int]:
+        """Of those of its fields, logits and features, that its weights have a part in."""
+        found = {"student_logits": self.classes}
+        if self._alone is None:
+            found["student_features"] = self._linear[-1].weight.shape[2]
+        return {name: width for name, width in found.items() if name in names}
+
+    def step(self, x: Tensor, student: Mapping[str, Tensor]) -> None:
+        """Write the fields of a batch, `[C, R, S, B]` and `[H, R, S, B]`; gradients come back through `back`.
 
         Args:
-            x: `[S, B, D]`, a batch for each stream, or `[B, D]` for all.
-            logits: whether to compute them.
-
-        Returns:
-            Logits `[S, R, B, C]`, and what enters the last linear layer, `[S, R, B, H]` (`[S, 1, B, D]` where that is
-            x).
+            x: `[S, B, D]`, a batch for each stream.
+            student: where to write them, by name.
         """
-        streams, columns = self.streams, self.columns
-        values = x.expand(streams, *x.shape[-2:])
-        for layer in self._layers[:-1]:
-            values = self._linear(layer, values) if isinstance(layer, _Weights) else layer(values)
-        last = self.weights[-1]
-        features = values.view(streams, 1 if last.first else columns, *values.shape[-2:])
-        if not logits:
-            return None, features
-        made = self._linear(last, values)
-        return made.view(streams, columns, *made.shape[-2:]) if made.dim() == 3 else made, features
+        with torch.set_grad_enabled(self._alone is None):
+            logits, features = self._forward(x, "student_logits" in student)
+        self._batch = x
+        made = {"student_logits": logits, "student_features": features}
+        self._outputs = {name: made[name] for name in student}
+        with torch.no_grad():
+            for name, value in student.items():
+                value.copy_(made[name])
 
-    def back(self, x: Tensor, outputs: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
-        """Leave the gradients in the weights.
-
-        Args:
-            x: the batch `[S, B, D]`.
-            outputs: those of the call that were differentiated.
-            slopes: the gradients by them, in their shapes.
-        """
+    def back(self, slopes: Mapping[str, Tensor]) -> None:
+        """Leave the gradients in the weights, given those by the fields of the last step, in their shapes."""
         for part, _ in self.parameters():
             part.grad = None
-        if self.alone is None:
-            torch.autograd.backward(outputs, slopes)
+        if self._alone is None:
+            torch.autograd.backward([self._outputs[name] for name in slopes], list(slopes.values()))
             return
-        # One layer: two products, without a graph.
-        (slope,) = (slope.permute(0, 2, 1, 3).flatten(2) for slope in slopes)
-        layer = self.alone
-        layer.weight.grad = torch.bmm(x.transpose(1, 2), slope).view_as(layer.weight)
+        # One layer: a product and a sum, without a graph.
+        layer, slope = self._alone, slopes["student_logits"].flatten(0, 1)
+        layer.weight.grad = torch.bmm(self._batch.transpose(1, 2), slope.permute(1, 2, 0)).view_as(layer.weight)
         if layer.bias is not None:
-            layer.bias.grad = slope.sum(1).view_as(layer.bias)
+            layer.bias.grad = slope.sum(2).T.contiguous().view_as(layer.bias)
 
-    def _linear(self, layer: _Weights, values: Tensor) -> Tensor:
-        """From `[S, B, D]` (first) or `[S·R, B, H]` to `[S·R, B, H']`; to `[S, R, B, C]` where it is the only one."""
-        streams, columns, width = self.streams, self.columns, layer.weight.shape[-1]
-        shape = (streams, -1, columns * width) if layer.first else (streams * columns, -1, width)
+    def _forward(self, x: Tensor, logits: bool = True) -> tuple[Tensor, Tensor]:
+        """Logits `[C, R, S, B]` and features `[H, R, S, B]`, as they lie in memory."""
+        values = x
+        for layer in self._layers[:-1]:
+            values = self._apply(layer, values) if isinstance(layer, _Weights) else layer(values)
+        features = values.view(self.streams, -1, *values.shape[-2:]).permute(3, 1, 0, 2)
+        last = self._linear[-1]
+        if not logits:
+            return features, features
+        made = self._apply(last, values)
+        if last.axis == 3:
+            return made.permute(2, 0, 1).view(-1, self.columns, *made.shape[:2]), features
+        return made.view(self.streams, self.columns, *made.shape[-2:]).permute(3, 1, 0, 2), features
+
+    def _apply(self, layer: _Weights, values: Tensor) -> Tensor:
+        """From `[S, B, D]` (first) or `[S·R, B, H]` to `[S·R, B, H']`; to `[S, B, C·R]` where it is the only one."""
+        streams, columns = self.streams, self.columns
+        shape = (streams, values.shape[-1], -1) if layer.first else (streams * columns, values.shape[-1], -1)
         weight = layer.weight.view(shape)
-        made = (
-            torch.bmm(values, weight) if layer.bias is None else torch.baddbmm(layer.bias.view(shape), values, weight)
-        )
-        if not layer.first:
+        if layer.bias is None:
+            made = torch.bmm(values, weight)
+        else:
+            made = torch.baddbmm(layer.bias.view(len(weight), 1, -1), values, weight)
+        if layer.axis != 2:
             return made
-        apart = made.view(streams, -1, columns, width).transpose(1, 2)
-        return apart if layer is self.weights[-1] else apart.reshape(streams * columns, -1, width)
+        return made.view(*made.shape[:2], columns, -1).transpose(1, 2).flatten(0, 1)
 
     def state(self, stream: int, column: int) -> list[Tensor]:
         """A copy of the trained weights of one network."""
         return [
             layer.of(part, stream, column).detach().clone()
-            for layer in self.weights
+            for layer in self._linear
             if layer.trained
             for part in (layer.weight, layer.bias)
             if part is not None

@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.checkpoint import write_json
 from limbeck.errors import ConfigError
 from limbeck.modes import one_thread
 from limbeck.pilots.arms import Arm, check_arms, plan, taught_by, with_plain_student
 from limbeck.pilots.cells import CellFiles, keep_fitted, run_cell
+from limbeck.pilots.choices import Choices
 from limbeck.pilots.folder import open_folder
 from limbeck.pilots.progress import Watcher
-from limbeck.pilots.records import Records
 from limbeck.pilots.result import PilotResult
 from limbeck.pilots.run import run_arms
 from limbeck.pilots.schedule import Job
@@ -110,10 +109,20 @@ def probe_arms(
     data.check(splits=("train", "validation", "test"))
     check_arms(arms, data)
     rule = selection_rule(selection, groups=data.groups is not None)
-    open_folder(folder, name, arms, seeds, data, rule, configuration, {}, resume)
+    open_folder(folder, name, arms, seeds, data, rule, configuration, Choices(), resume)
+    recipes = [arm.recipe for arm in arms if arm.recipe is not None]
+
+    def amend(record: dict[str, Any]) -> None:
+        """What a probe has beside a pilot's record."""
+        record["averaging"] = label_averaging(data)
+        record["warnings"] = list(dict.fromkeys([*record["warnings"], *partial_label_notes(data, recipes)]))
+        record["seconds"] = time.perf_counter() - started
+        if configuration is not None:
+            record["command"] = "limbeck probe config.yaml"
+
     with one_thread():
         _train(data, arms, seeds, rule, folder, name, configuration, say or _quiet)
-        result = run_arms(
+        return run_arms(
             data,
             arms,
             seeds,
@@ -122,19 +131,8 @@ def probe_arms(
             name=name,
             progress=progress,
             configuration=configuration,
+            amend=amend,
         )
-        record = result.record
-        record["averaging"] = label_averaging(data)
-    recipes = [arm.recipe for arm in arms if arm.recipe is not None]
-    record["warnings"] = list(dict.fromkeys([*record["warnings"], *partial_label_notes(data, recipes)]))
-    record["seconds"] = time.perf_counter() - started
-    if configuration is not None:
-        record["command"] = "limbeck probe config.yaml"
-    write_json(folder / "result.json", record)
-    result.report(folder / "report.html")
-    # The log names the files as they are now.
-    Records(folder).end(result.verdict)
-    return result
 
 
 def _quiet(_: str) -> None:

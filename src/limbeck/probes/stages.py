@@ -65,6 +65,7 @@ class Sources:
     def __init__(self) -> None:
         self._teachers: dict[tuple[int, ...], tuple[Any, Teacher]] = {}
         self._checked: dict[tuple[int, int, tuple[str, ...]], tuple[Teacher, Data]] = {}
+        self._asked: dict[int, tuple[Recipe, list[str]]] = {}
         self._outputs: dict[tuple[int, int, tuple[str, ...]], tuple[Teacher, Data, list[tuple[str, Tensor]]]] = {}
 
     def teacher(self, source: Any) -> Teacher | None:
@@ -77,6 +78,12 @@ class Sources:
             # The source is held as well, so that its id stays its own.
             self._teachers[key] = (list(source) if several else source, as_teacher(source))
         return self._teachers[key][1]
+
+    def asked(self, recipe: Recipe) -> list[str]:
+        """What a recipe asks of a teacher, read once: it is looked up in the signatures of its parts."""
+        if id(recipe) not in self._asked:
+            self._asked[id(recipe)] = (recipe, sorted(recipe.teacher_outputs))
+        return self._asked[id(recipe)][1]
 
     def check(self, teacher: Teacher, data: Data, want: Sequence[str]) -> None:
         """Refuse a teacher that cannot teach these data, once."""
@@ -162,11 +169,11 @@ def steps(cell: Cell, selection: str | SelectionRule | None, sources: Sources) -
         classes=data.num_classes, groups=None if groups is None else groups.names, teacher=source is not None
     )
     data.check(groups_required=recipe.needs_groups)
-    if source is not None and recipe.teacher_outputs:
-        require_outputs(source, recipe.teacher_outputs, by=f"recipe {recipe.name!r}")
-        sources.check(source, train, sorted(recipe.teacher_outputs))
+    if source is not None and sources.asked(recipe):
+        require_outputs(source, sources.asked(recipe), by=f"recipe {recipe.name!r}")
+        sources.check(source, train, sources.asked(recipe))
         check_teacher_views(source, None)
-    torch.manual_seed(derive_seed(seed, "student"))
+    torch.default_generator.manual_seed(derive_seed(seed, "student"))
     initial = own_copy(cell.student)
     check_student(initial, data)
     waiting = time.perf_counter() - started
@@ -174,11 +181,11 @@ def steps(cell: Cell, selection: str | SelectionRule | None, sources: Sources) -
     def stage(name: str, what: Recipe, by: Teacher | None, how: Training, which: SelectionRule) -> Stage:
         model = copy.deepcopy(starting_model(initial, by, what) if name != "identify" else initial)
         taught: dict[str, Tensor] = {}
-        if by is not None and what.teacher_outputs:
+        if by is not None and sources.asked(what):
             if what.head is not None:
                 torch.manual_seed(derive_seed(seed, name, "projector"))
                 model = _transplanted(model, by, what.head, train)
-            kinds = sorted(what.teacher_outputs - {"head"})
+            kinds = [kind for kind in sources.asked(what) if kind != "head"]
             given = sources.outputs(by, train, kinds)
             taught = {kind if kind == "teachers_logits" else f"teacher_{kind}": value for kind, value in given}
         labels = torch.from_numpy(np.ascontiguousarray(train.y))
