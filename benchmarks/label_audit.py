@@ -69,11 +69,19 @@ def problems(name: str, folder: Path, cache: Path, seed: int) -> Iterator[tuple[
                 yield f"human {kind}", x, y, stored[f"c10_{kind}"][rows].astype(np.int64), more
     elif name == "pacs":
         with np.load(folder / "pacs_efflite0_pca256.npz", allow_pickle=False) as stored:
-            x, y, more = stored["x"].astype(np.float32), stored["y"].astype(np.int64), {}
+            x, y = stored["x"].astype(np.float32), stored["y"].astype(np.int64)
+            more = {"groups": stored["domain"].astype(np.int64), "group_names": [str(d) for d in stored["domains"]]}
     else:
         data = lb.load("acs-employment", train_years=[2015], test_years=[2016], samples=40_000, seed=seed)
         seen = data.subset(data.split < 2)
-        x, y, more = np.asarray(seen.x), seen.y, {"groups": seen.attributes["disability"].codes}
+        x, y, p = np.asarray(seen.x), seen.y, seen.columns["predicted_probability"]
+        disability = seen.attributes["disability"]
+        more = {
+            "groups": disability.codes,
+            "group_names": [f"disability={value}" for value in disability.values],
+            "teacher": np.column_stack([1 - p, p]),
+            "minority": (y == 1) & (disability.codes == 1),
+        }
         yield "none", x, y, y, more
         yield "symmetric 0.35", x, y, drawn(y, "symmetric", 0.35, seed), more
     for pattern, rate in INJECTED[: 1 if name == "acs" else None]:
@@ -83,20 +91,20 @@ def problems(name: str, folder: Path, cache: Path, seed: int) -> Iterator[tuple[
 def measure(x: Array, y: Array, given: Array, more: Record, seed: int) -> Record:
     classes = int(y.max()) + 1
     groups = more.get("groups")
-    cells = given if groups is None else given * 2 + groups
+    cells = given if groups is None else given * (int(groups.max()) + 1) + groups
     plain = cross_fit(x, given, classes=classes, seed=seed, cells=cells).probabilities
     judge = cross_fit(x, given, classes=classes, seed=seed, cells=cells, balance=JUDGE).probabilities
     matrix = estimate_noise(plain, given).matrix
     found: Record = {"wrong": float((given != y).mean()), "samples": len(y)}
     if (given != y).any():
         found["ranking"] = rankings(plain, judge, matrix, given, y, more)
-    found["flags"] = flags(plain, judge, matrix, given, y, groups)
+    found["flags"] = flags(plain, judge, matrix, given, y, more)
     found["noise"] = noise(plain, judge, given, y)
     return found
 
 
 def rankings(plain: Array, judge: Array, matrix: Array, given: Array, y: Array, more: Record) -> Record:
-    """Area under precision–recall: over all samples, and mean and least over the given classes."""
+    """Area under precision–recall: over all samples, and by given class and by group."""
     scores = {
         "limbeck: posterior": label_score(judge, given, "posterior", matrix),
         "posterior, plain probe": label_score(plain, given, "posterior", matrix),
@@ -112,21 +120,30 @@ def rankings(plain: Array, judge: Array, matrix: Array, given: Array, y: Array, 
     wrong = given != y
     found = {}
     for name, score in scores.items():
-        by_class = [
-            average_precision_score(wrong[given == k], score[given == k])
-            for k in np.unique(given)
-            if wrong[given == k].any()
-        ]
+        by_class = by_part(wrong, score, given)
         found[name] = {
             "area": float(average_precision_score(wrong, score)),
-            "class_mean": float(np.mean(by_class)),
-            "class_least": float(np.min(by_class)),
+            "class_mean": float(np.mean(list(by_class.values()))),
+            "class_least": float(np.min(list(by_class.values()))),
+            "classes": by_class,
         }
+        if "groups" in more:
+            found[name]["groups"] = by_part(wrong, score, more["groups"], more["group_names"])
     return found
 
 
-def flags(plain: Array, judge: Array, matrix: Array, given: Array, y: Array, groups: Array | None) -> Record:
-    """What is flagged: share, precision, recall, and by true group the share of right labels flagged."""
+def by_part(wrong: Array, score: Array, part: Array, names: list[str] | None = None) -> dict[str, float]:
+    """The area in each class or group that has a wrong label."""
+    return {
+        str(k) if names is None else names[k]: float(average_precision_score(wrong[part == k], score[part == k]))
+        for k in np.unique(part)
+        if wrong[part == k].any()
+    }
+
+
+def flags(plain: Array, judge: Array, matrix: Array, given: Array, y: Array, more: Record) -> Record:
+    """What is flagged: share, precision, recall, and the share of right labels flagged, of a minority too."""
+    groups = more.get("groups")
     ours = suspicious(judge, given, matrix)
     guarded = guard(ours.flagged, ours.score, given, groups, suggested=ours.suggested)
     alone = suspicious(plain, given, matrix)
@@ -148,8 +165,8 @@ def flags(plain: Array, judge: Array, matrix: Array, given: Array, y: Array, gro
             "recall": float(flagged[wrong].mean()) if wrong.any() else None,
             "right_flagged": float(flagged[~wrong].mean()),
         }
-        if groups is not None:
-            small = (y == 1) & (groups == 1)
+        if "minority" in more:
+            small = more["minority"]
             entry["right_flagged_minority"] = float(flagged[small & ~wrong].mean())
         found[name] = entry
     return found
@@ -216,8 +233,7 @@ def tables(records: list[Record]) -> str:
     for record in records:
         found[record["data"], record["labels"]].append(record)
     parts = [
-        ("Ranking: area under precision–recall over all labels (over those of the worst given class)", "ranking",
-         ("area", "class_least")),
+        ("Ranking: area under precision–recall over all labels", "ranking", ("area",)),
         ("Flags: precision, recall", "flags", ("precision", "recall")),
         ("Flags: share of all right labels that are flagged", "flags", ("right_flagged",)),
         ("Flags: the same among right labels of employed people with a disability", "flags",
@@ -225,7 +241,29 @@ def tables(records: list[Record]) -> str:
         ("Noise matrix: mean total variation distance of a row from the truth, rate found", "noise",
          ("error", "rate")),
     ]  # fmt: skip
-    return "\n\n".join(f"#### {title}\n\n{_table(found, section, keys)}" for title, section, keys in parts)
+    shown = [f"#### {title}\n\n{_table(found, section, keys)}" for title, section, keys in parts]
+    by_group = f"#### Ranking by group: area under precision–recall\n\n{_group_table(found)}"
+    return "\n\n".join([shown[0], by_group, *shown[1:]])
+
+
+def _group_table(found: dict[tuple[str, str], list[Record]]) -> str:
+    """One row a data set and group, and one for the given classes of each data set without groups: mean and least."""
+    lines, names = [], list(dict.fromkeys(name for runs in found.values() for name in runs[0].get("ranking", {})))
+    for (data, kind), runs in found.items():
+        ranking = [run["ranking"] for run in runs if "ranking" in run]
+        if not ranking:
+            continue
+        groups = next(iter(ranking[0].values())).get("groups")
+        for part in groups or ["class_mean", "class_least"]:
+            cells = []
+            for name in names:
+                entries = [each.get(name, {}) for each in ranking]
+                cells.append(_spread([entry.get("groups", {}).get(part) if groups else entry.get(part)
+                                      for entry in entries]))  # fmt: skip
+            titles = {"class_mean": "mean of the given classes", "class_least": "the worst of them"}
+            title = part if groups else titles[part]
+            lines.append(f"| {data}, {kind}: {title} | {' | '.join(cells)} |")
+    return "\n".join([f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *lines])
 
 
 def _table(found: dict[tuple[str, str], list[Record]], section: str, keys: tuple[str, ...]) -> str:

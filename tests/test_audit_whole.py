@@ -15,7 +15,17 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 import limbeck as lb
-from limbeck.audits import GATES, Measured, advise, audit_labels, check_advice, check_honesty, findings, measure_cap
+from limbeck.audits import (
+    GATES,
+    Audit,
+    Measured,
+    advise,
+    audit_labels,
+    check_advice,
+    check_honesty,
+    findings,
+    measure_cap,
+)
 from limbeck.audits.cap import NoiseCorrected
 from limbeck.audits.gates import KINDS
 from limbeck.audits.teacher import relations, top_two
@@ -42,6 +52,11 @@ def biased_teacher(data: lb.Data) -> dict[str, Any]:
     """A table that says what the shortcut says."""
     p = np.where(np.asarray(data.x)[:, 1] > 2, 0.9, 0.1)
     return {"id": data.ids, "no": 1 - p, "yes": p}
+
+
+def audited(*data: Any, **options: Any) -> Audit:
+    """Without a trial: what is measured and reasoned alone. Trials have a file of their own."""
+    return lb.audit(*data, **{"trial": False, **options})
 
 
 EVEN = {"plain_worst": 0.75}
@@ -86,7 +101,7 @@ def with_(**changes: Any) -> Measured:
 
 def test_a_biased_teacher_is_told_to_hurt_the_minority() -> None:
     data = shortcut_data()
-    found = lb.audit(data, biased_teacher(data))
+    found = audited(data, biased_teacher(data))
     assert found.teacher is not None
     cap = found.cap
     assert cap.copy is not None
@@ -109,7 +124,7 @@ def test_a_biased_teacher_is_told_to_hurt_the_minority() -> None:
 
 def test_the_cap_is_the_teachers_held_out_accuracy_and_its_exact_interval() -> None:
     data = shortcut_data()
-    found = lb.audit(data, biased_teacher(data)).cap
+    found = audited(data, biased_teacher(data)).cap
     seen = data.subset(data.split < 2)
     right = (np.asarray(seen.x)[:, 1] > 2) == (seen.y == 1)
     assert seen.groups is not None
@@ -125,7 +140,7 @@ def test_a_good_teacher_is_recommended() -> None:
     data = shortcut_data()
     p = np.where(data.y == 1, 0.97, 0.03)  # it knows what the features do not tell
     p = np.where(np.random.default_rng(0).random(len(data)) < 0.05, 1 - p, p)
-    found = lb.audit(data, {"id": data.ids, "no": 1 - p, "yes": p})
+    found = audited(data, {"id": data.ids, "no": 1 - p, "yes": p})
     assert not found.cap.hurt
     assert len(found.cap.helped) == 4
     assert found.advice[0].recipe in ("kd", "dkd", "groupdistil")
@@ -134,7 +149,7 @@ def test_a_good_teacher_is_recommended() -> None:
 
 def test_without_groups_and_without_a_teacher() -> None:
     data = shortcut_data().with_groups(None)
-    found = lb.audit(data)
+    found = audited(data)
     assert found.teacher is None
     assert found.cap.group_names == ("no", "yes")
     assert found.cap.copy is None
@@ -143,7 +158,7 @@ def test_without_groups_and_without_a_teacher() -> None:
     assert "labels alone %" in found.table()
     assert "teacher" not in found.table()
     json.dumps(found.to_dict(), allow_nan=False)
-    classes = lb.audit(data, biased_teacher(data)).teacher
+    classes = audited(data, biased_teacher(data)).teacher
     assert classes is not None
     assert classes.groups == ()
     assert [entry.name for entry in classes.classes] == ["no", "yes"]
@@ -153,7 +168,7 @@ def test_groups_that_were_found_will_do_and_unknown_ones_are_left_out() -> None:
     data = shortcut_data()
     wrong = (np.asarray(data.x)[:, 1] > 2) != (data.y == 1)  # where a biased model errs
     index = np.where(np.arange(len(data)) % 10 == 0, -1, wrong)
-    found = lb.audit(data.with_groups(index, ["right", "wrong"]), biased_teacher(data))
+    found = audited(data.with_groups(index, ["right", "wrong"]), biased_teacher(data))
     assert found.cap.hurt == ("wrong",)
     assert found.teacher is not None
     assert [entry.name for entry in found.teacher.groups] == ["right", "wrong"]
@@ -167,16 +182,16 @@ def test_test_samples_are_never_looked_at() -> None:
     data = shortcut_data()
     changed = np.where(data.split == 2, 1 - data.y, data.y)
     other = data.replace(y=changed)
-    first, second = (lb.audit(each, biased_teacher(data)).to_dict() for each in (data, other))
+    first, second = (audited(each, biased_teacher(data)).to_dict() for each in (data, other))
     assert first == second
 
 
 def test_the_audit_is_a_function_of_data_and_seed_and_changes_nothing() -> None:
     data = shortcut_data(1500)
     before = data.fingerprint(), np.asarray(data.x).copy()
-    first, second = lb.audit(data, biased_teacher(data), seed=3), lb.audit(data, biased_teacher(data), seed=3)
+    first, second = audited(data, biased_teacher(data), seed=3), audited(data, biased_teacher(data), seed=3)
     assert first.to_dict() == second.to_dict()
-    assert lb.audit(data, biased_teacher(data), seed=4).to_dict() != first.to_dict()
+    assert audited(data, biased_teacher(data), seed=4).to_dict() != first.to_dict()
     data._fingerprint = ""
     assert data.fingerprint() == before[0]
     np.testing.assert_array_equal(np.asarray(data.x), before[1])
@@ -195,7 +210,7 @@ def noisy_blobs() -> lb.Data:
 def test_a_memorising_teacher_is_judged_on_held_out_samples() -> None:
     data = noisy_blobs()
     memory = KNeighborsClassifier(1).fit(np.asarray(data.train.x), data.train.y)
-    found = lb.audit(data, memory).teacher
+    found = audited(data, memory).teacher
     assert found is not None
     assert found.honesty.memorised
     assert found.honesty.train == 1
@@ -208,7 +223,7 @@ def test_a_memorising_teacher_is_judged_on_held_out_samples() -> None:
 def test_an_honest_teacher_is_judged_on_all() -> None:
     data = noisy_blobs()
     model = LogisticRegression(C=0.01).fit(np.asarray(data.test.x), data.test.y)  # never saw train or validation
-    found = lb.audit(data, model).teacher
+    found = audited(data, model).teacher
     assert found is not None
     assert not found.honesty.memorised
     assert found.overall.samples == len(data.train) + len(data.validation)
@@ -221,14 +236,14 @@ def test_a_teacher_that_can_be_refitted_is_cross_fitted() -> None:
         assert not set(part.train.ids) & set(part.test.ids)
         return KNeighborsClassifier(15).fit(np.asarray(part.train.x), part.train.y)
 
-    found = lb.audit(data, refit=refit).teacher
+    found = audited(data, refit=refit).teacher
     assert found is not None
     assert found.overall.samples == len(data.train) + len(data.validation)
     held_out = refit(data).score(np.asarray(data.validation.x), data.validation.y)
     assert found.overall.accuracy == pytest.approx(held_out, abs=0.05)
     assert "cross-fitted" in found.description
     with pytest.raises(ConfigError, match="not both"):
-        lb.audit(data, refit(data), refit=refit)
+        audited(data, refit(data), refit=refit)
 
 
 def test_honesty_compares_like_with_like() -> None:
@@ -256,12 +271,12 @@ def test_a_table_of_the_held_out_part_alone_will_do() -> None:
     rows = data.validation
     p = np.full((len(rows), 3), 0.1) + 0.7 * np.eye(3)[rows.y]
     table = {"id": rows.ids, **{name: p[:, k] for k, name in enumerate(data.classes)}}
-    found = lb.audit(data, table).teacher
+    found = audited(data, table).teacher
     assert found is not None
     assert found.overall.samples == len(rows)
     assert "which alone the teacher answers for" in found.source
     with pytest.raises(TeacherError):
-        lb.audit(data, {"id": np.array([-5]), "0": [0.2], "1": [0.3], "2": [0.5]})
+        audited(data, {"id": np.array([-5]), "0": [0.2], "1": [0.3], "2": [0.5]})
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
@@ -306,7 +321,7 @@ def test_the_top_two_and_the_relations() -> None:
 
 def test_the_label_audit_keeps_the_minority_and_lists_what_it_held_back() -> None:
     data = label_noise(shortcut_data(4000), rate=0.2, seed=1, splits=("train", "validation"))
-    found = lb.audit(data).labels
+    found = audited(data).labels
     seen = data.subset(data.split < 2)
     truth = seen.columns["true_label"]
     assert found.noise.rate == pytest.approx((seen.y != truth).mean(), abs=0.06)
@@ -321,7 +336,7 @@ def test_the_label_audit_keeps_the_minority_and_lists_what_it_held_back() -> Non
     listed = found.suspects(None)
     assert len(listed) == flagged.sum()
     assert [row["score"] for row in listed] == sorted((row["score"] for row in listed), reverse=True)
-    guarded = lb.audit(data, protected=["yes"]).labels
+    guarded = audited(data, protected=["yes"]).labels
     held = guarded.suspects(None, held_back=True)
     assert {row["label"] for row in guarded.suspects(None, held_back=False)} <= {"no"} - {"yes"} | set()
     assert all(row["status"] == "held back" for row in held)
@@ -344,24 +359,24 @@ def test_images_use_pooled_pixels_or_the_teachers_features_and_others_must_be_gi
     y = rng.integers(2, size=300)
     images = (rng.random((300, 1, 12, 12)) * 100 + 100 * y[:, None, None, None]).astype(np.uint8)
     data = lb.Data(images, y)
-    assert lb.audit(data).data["basis"] == "pixels averaged to 8×8 at most"
+    assert audited(data).data["basis"] == "pixels averaged to 8×8 at most"
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(144, 5), nn.ReLU(), nn.Linear(5, 2))
-    assert lb.audit(data, module).data["basis"] == "the teacher's features"
-    assert lb.audit(data, features=rng.random((300, 3))).data["basis"] == "the features given"
+    assert audited(data, module).data["basis"] == "the teacher's features"
+    assert audited(data, features=rng.random((300, 3))).data["basis"] == "the features given"
     with pytest.raises(DataError, match="one row for each of the 300 samples"):
-        lb.audit(data, features=rng.random((3, 3)))
+        audited(data, features=rng.random((3, 3)))
     tokens = lb.Data({"ids": rng.integers(9, size=(300, 4))}, y)
     with pytest.raises(DataError, match="pass features="):
-        lb.audit(tokens)
+        audited(tokens)
     with pytest.raises(DataError, match="test samples only"):
-        lb.audit(lb.Data(rng.random((30, 2)), rng.integers(2, size=30), split="test"))
+        audited(lb.Data(rng.random((30, 2)), rng.integers(2, size=30), split="test"))
 
 
 def test_imbalance_is_told() -> None:
     rng = np.random.default_rng(0)
     y = (rng.random(3000) < 0.03).astype(int)
-    found = lb.audit(lb.Data(rng.normal(size=(3000, 2)) + y[:, None], y))
+    found = audited(lb.Data(rng.normal(size=(3000, 2)) + y[:, None], y))
     assert any("very imbalanced" in line and "may backfire" in line for line in found.verdicts)
 
 
@@ -476,7 +491,7 @@ def test_advice_is_held_against_a_pilot() -> None:
 @pytest.mark.slow
 def test_a_real_pilot_can_be_asked(tmp_path: Path) -> None:
     data = shortcut_data(1200)
-    found = lb.audit(data, biased_teacher(data))
+    found = audited(data, biased_teacher(data))
     training = lb.Training(epochs=3, batch_size=64, learning_rate=0.05)
     result = lb.pilot(
         data,
@@ -529,7 +544,7 @@ def test_the_deployed_model_would_hurt_employed_people_with_a_disability(limbeck
         samples=24_000,
     )
     p = data.columns["predicted_probability"]
-    found = lb.audit(data, {"id": data.ids, "no": 1 - p, "yes": p})
+    found = audited(data, {"id": data.ids, "no": 1 - p, "yes": p})
     assert found.cap.hurt == ("employed=yes, disability=yes",)
     assert found.cap.copy is not None
     assert found.cap.copy.worst < 0.45

@@ -13,6 +13,7 @@ from limbeck.audits.labels import LabelAudit, audit_labels
 from limbeck.audits.noise import GroupNoise, NoiseEstimate, estimate_noise
 from limbeck.audits.ranking import Suspicion, confident_flags, label_posterior, label_score, suspicious
 from limbeck.audits.teacher import Relation, Slice, TeacherAudit
+from limbeck.audits.trial import Trial, Tried, run_trial
 from limbeck.audits.whole import Audit, audit
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "Slice",
     "Suspicion",
     "TeacherAudit",
+    "Trial",
+    "Tried",
     "advise",
     "audit",
     "audit_labels",
@@ -51,5 +54,6 @@ __all__ = [
     "label_posterior",
     "label_score",
     "measure_cap",
+    "run_trial",
     "suspicious",
 ]

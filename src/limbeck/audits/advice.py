@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from limbeck.audits.gates import Finding, Measured, copies, findings, seeks_errors, weighs_groups
+from limbeck.audits.gates import Effect, Finding, Measured, copies, findings, seeks_errors, weighs_groups
+from limbeck.audits.trial import Trial, Tried
 from limbeck.errors import ConfigError
 from limbeck.presets import as_recipe
 from limbeck.recipe import Recipe
@@ -54,10 +55,11 @@ class Advice:
 
     Attributes:
         recipe: its name. verdict: "use", "no difference expected" or "avoid".
-        average, worst: what to expect, from the audit's probes and the teacher's cap: good for comparing recipes, not a
-            forecast for a student of another kind.
-        reasons: gate by gate, with the numbers.
+        average, worst: what to expect, from the trial or, where a recipe was not tried, from the audit's probes and the
+            teacher's cap: good for comparing recipes, not a forecast for a student of another kind.
+        reasons: the trial and gate by gate, with the numbers.
         possible: False where it cannot be run on these data at all.
+        tried: whether it was measured in the trial.
     """
 
     recipe: str
@@ -66,6 +68,7 @@ class Advice:
     worst: float
     reasons: tuple[Finding, ...]
     possible: bool = True
+    tried: bool = False
 
     def sentence(self) -> str:
         """The advice in one line."""
@@ -111,45 +114,129 @@ class AdviceCheck:
         )
 
 
-def advise(measured: Measured, recipes: Iterable[str | Mapping[str, Any] | Recipe] = RECIPES) -> tuple[Advice, ...]:
+def advise(
+    measured: Measured, recipes: Iterable[str | Mapping[str, Any] | Recipe] = RECIPES, trial: Trial | None = None
+) -> tuple[Advice, ...]:
     """Rank recipes on these data, the one to try first in front.
 
-    A recipe is avoided where a gate says that it harms, cannot be run, or is expected below the plain student; used
-    where it is expected above the plain student, or level with the best where nothing is above it.
+    What was tried goes by what it reached, in the worst group where groups are declared: used where it is above the
+    plain student or cannot be told from the best; avoided where it is below, or a gate says that it harms and it is not
+    certainly above. Those that cannot be told from the best (within one standard error of the difference) go by what
+    their kind is expected to reach and by the gates. What was not tried does so as well, and comes after what was.
 
     Args:
         measured: the numbers of an audit.
         recipes: names, plain data or recipes.
+        trial: of these recipes; None: all goes by expectation.
     """
-    entries = [as_recipe(recipe) for recipe in recipes]
-    metric = "worst" if measured.groups else "average"
-    outlook = [dict(zip(("average", "worst"), expected(recipe, measured), strict=True)) for recipe in entries]
-    reasons = [findings(recipe, measured) for recipe in entries]
-    blocked = [{finding.effect for finding in found} & {"harm", "impossible"} for found in reasons]
-    plain = measured.plain_worst if metric == "worst" else measured.plain_average
-    open_ = [look[metric] for look, bad in zip(outlook, blocked, strict=True) if not bad]
-    best = max(open_, default=plain)
-    rows = []
-    for place, (recipe, look, found, bad) in enumerate(zip(entries, outlook, reasons, blocked, strict=True)):
-        verdict = "avoid" if bad else _verdict(look[metric], plain, best, found)
-        # Of recipes expected alike, the one that more speaks for: group weights add to a fair teacher where they help.
-        favour = sum({"help": 1, "caution": -1}.get(finding.effect, 0) for finding in found)
-        rank = (_ORDER[verdict], "impossible" in bad, -round(look[metric], 3), -favour, place)
-        entry = Advice(recipe.name, verdict, look["average"], look["worst"], found, "impossible" not in bad)
-        rows.append((rank, entry))
-    return tuple(entry for _, entry in sorted(rows, key=lambda row: row[0]))
+    rows = [_Row.of(as_recipe(recipe), place, measured, trial) for place, recipe in enumerate(recipes)]
+    best = max((row.gain for row in rows if not row.blocked), default=0.0)
+    ordered = sorted(rows, key=lambda row: row.rank(best))
+    return tuple(row.advice(best) for row in ordered)
 
 
 _ORDER: dict[Verdict, int] = {"use": 0, "no difference expected": 1, "avoid": 2}
 
 
-def _verdict(value: float, plain: float, best: float, found: tuple[Finding, ...]) -> Verdict:
-    helped = any(finding.effect == "help" for finding in found)
-    if value <= plain - WORSE:
-        return "avoid"
-    if value >= plain + BETTER or (value >= best - LEVEL_WITH_BEST and (helped or best < plain + BETTER)):
-        return "use"
-    return "no difference expected"
+@dataclass(frozen=True)
+class _Row:
+    """One recipe on its way to a rank.
+
+    Attributes:
+        average, worst: expected, or reached in the trial. gain: over the plain student of the same kind.
+        expected: the gain that its kind is expected to have.
+        tried: in the trial; None where it was not.
+        reasoned: what the gates say. found: all its reasons. place: in the list given.
+    """
+
+    recipe: str
+    average: float
+    worst: float
+    gain: float
+    expected: float
+    tried: Tried | None
+    reasoned: tuple[Finding, ...]
+    found: tuple[Finding, ...]
+    place: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, place: int, measured: Measured, trial: Trial | None) -> _Row:
+        average, worst = expected(recipe, measured)
+        ahead = worst - measured.plain_worst if measured.groups else average - measured.plain_average
+        gates, tried = findings(recipe, measured), None if trial is None else trial.of(recipe.name)
+        if trial is None or tried is None:
+            return cls(recipe.name, average, worst, ahead, ahead, None, gates, gates, place)
+        reach, found = tried.reach, (_measured_finding(trial, tried), *gates)
+        return cls(recipe.name, reach.average, reach.worst, tried.gain, ahead, tried, gates, found, place)
+
+    @property
+    def impossible(self) -> bool:
+        return any(finding.effect == "impossible" for finding in self.found)
+
+    @property
+    def hindered(self) -> bool:
+        """A gate says that it harms."""
+        return any(finding.effect == "harm" for finding in self.reasoned)
+
+    @property
+    def blocked(self) -> bool:
+        """Ruled out: impossible, or harmful by a gate, unless the trial certainly shows the contrary."""
+        contradicted = self.tried is not None and self.tried.gain_low > 0
+        return self.impossible or (self.hindered and not contradicted)
+
+    @property
+    def level(self) -> bool:
+        """Tried, and behind the best by no more than the standard error of that difference."""
+        entry = self.tried
+        return entry is not None and entry.behind <= (entry.behind_high - entry.behind_low) / 3.92 + 1e-9
+
+    def verdict(self, best: float) -> Verdict:
+        helped = any(finding.effect == "help" for finding in self.found)
+        if self.blocked or (self.gain <= -WORSE and not self.level):
+            return "avoid"
+        if self.level or self.gain >= BETTER or (self.gain >= best - LEVEL_WITH_BEST and (helped or best < BETTER)):
+            return "use"
+        return "no difference expected"
+
+    def rank(self, best: float) -> tuple[Any, ...]:
+        # What cannot be told from the best in the trial goes by reasoning, so that a handful of samples of the rarest
+        # group does not overrule what is known; of those expected alike, first the one that more speaks for.
+        favour = sum({"help": 1, "caution": -1}.get(finding.effect, 0) for finding in self.reasoned)
+        value = self.expected if self.level else self.gain
+        order = _ORDER[self.verdict(best)]
+        untried = self.tried is None
+        return (
+            order,
+            self.impossible,
+            untried,
+            not self.level,
+            self.level and self.hindered,
+            -round(value, 3),
+            -favour,
+            self.place,
+        )
+
+    def advice(self, best: float) -> Advice:
+        tried = self.tried is not None
+        return Advice(self.recipe, self.verdict(best), self.average, self.worst, self.found, not self.impossible, tried)
+
+
+def _measured_finding(trial: Trial, tried: Tried) -> Finding:
+    """What the trial says of one recipe, as a reason."""
+    best, plain = (trial.of(name) for name in (trial.best, "erm"))
+    assert best is not None
+    assert plain is not None
+    place = "in the worst group" if trial.metric == "worst" else "on average"
+    value = f"{trial.student} reaches {_share(trial.value(tried))} {place}"
+    beside = [f"the plain one {_share(trial.value(plain))}"] if tried.recipe != "erm" else []
+    if tried.recipe != trial.best:
+        beside.append(f"the best {_share(trial.value(best))} ({trial.best})")
+    effect: Effect = "help" if tried.gain >= BETTER else "harm" if tried.gain <= -WORSE else "caution"
+    return Finding("tried on these data", effect, ", ".join([value, *beside]))
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
 
 
 def expected(recipe: Recipe, measured: Measured) -> tuple[float, float]:

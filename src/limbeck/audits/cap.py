@@ -302,19 +302,12 @@ def _corrected_cap(
     level: float,
     seed: int,
 ) -> Cap:
-    correction = NoiseCorrected(labels, groups, classes, matrix)
     counts = groups.counts()
-    draws = np.random.default_rng(seed).poisson(1.0, (REPLICATES, len(labels))).astype(np.float32)
     enough = counts >= (MINIMUM if (counts >= MINIMUM).any() else 1)
     given = {**witnesses, **({} if predicted is None else {"copy": predicted})}
-    point, replicates = {}, {}
-    for name, rows in given.items():
-        top, bottom = correction.parts(rows)
-        point[name] = _shares(top.sum(1), bottom.sum(1))
-        replicates[name] = _shares(draws @ top.T.astype(np.float32), draws @ bottom.T.astype(np.float32))
-    reaches = {
-        name: _corrected_reach(name, point[name], replicates[name], enough, groups.names, level) for name in given
-    }
+    found = resample(given, labels, groups, classes=classes, matrix=matrix, seed=seed)
+    point, replicates = found.point, found.replicates
+    reaches = {name: found.reach(name, level) for name in given}
     best = _better(reaches)
     if predicted is None:
         return Cap(None, reaches[best], reaches["plain"], reaches["balanced"], (), None, True, groups.names)
@@ -339,28 +332,88 @@ def _corrected_cap(
 REPLICATES = 300
 
 
-def _corrected_reach(
-    name: str, point: Floats, replicates: Floats, enough: NDArray[np.bool_], names: tuple[str, ...], level: float
-) -> Reach:
-    tail = (1 - level) / 2
-    each = np.where(enough, point[:-1], np.nan)
-    place = None if np.isnan(each).all() else int(np.nanargmin(each))
-    low, high = np.nanquantile(replicates[:, -1], [tail, 1 - tail])
-    limits = (float("nan"), float("nan"))
-    if place is not None:
-        # The interval of the group that looks worst: with noise taken out, the exact one for a minimum does not apply.
-        worst = np.nanquantile(replicates[:, place], [tail, 1 - tail])
-        limits = (float(worst[0]), float(worst[1]))
-    return Reach(
-        _LABELS.get(name, name),
-        float(point[-1]),
-        float(low),
-        float(high),
-        float("nan") if place is None else float(each[place]),
-        *limits,
-        None if place is None else names[place],
-        tuple(point[:-1].tolist()),
-    )
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """Accuracies of several predictors in each group, and under the same draws of the samples.
+
+    Attributes:
+        point: `[G + 1]` by name, the last over all samples; nan where a group has none.
+        replicates: `[R, G + 1]` by name.
+        groups: names.
+        enough: bool `[G]`, groups that may be called the worst.
+    """
+
+    point: Mapping[str, Floats]
+    replicates: Mapping[str, Floats]
+    groups: tuple[str, ...]
+    enough: NDArray[np.bool_]
+
+    def reach(self, name: str, level: float = 0.95) -> Reach:
+        """Average and worst group of one predictor."""
+        point, drawn, tail = self.point[name], self.replicates[name], (1 - level) / 2
+        each = np.where(self.enough, point[:-1], np.nan)
+        place = None if np.isnan(each).all() else int(np.nanargmin(each))
+        low, high = np.nanquantile(drawn[:, -1], [tail, 1 - tail])
+        limits = (float("nan"), float("nan"))
+        if place is not None:
+            # The interval of the group that looks worst: with noise taken out, the exact one for a minimum does not
+            # apply.
+            worst = np.nanquantile(drawn[:, place], [tail, 1 - tail])
+            limits = (float(worst[0]), float(worst[1]))
+        return Reach(
+            _LABELS.get(name, name),
+            float(point[-1]),
+            float(low),
+            float(high),
+            float("nan") if place is None else float(each[place]),
+            *limits,
+            None if place is None else self.groups[place],
+            tuple(point[:-1].tolist()),
+        )
+
+    def worst(self, name: str) -> tuple[float, Floats]:
+        """The worst group's accuracy, and that of each draw `[R]`; nan where no group has samples enough."""
+        if not self.enough.any():
+            return float("nan"), np.full(REPLICATES, np.nan)
+        point, drawn = self.point[name][:-1][self.enough], self.replicates[name][:, :-1][:, self.enough]
+        return float(np.fmin.reduce(point)), np.asarray(np.fmin.reduce(drawn, axis=1), np.float64)
+
+
+def resample(
+    predicted: Mapping[str, Integers],
+    labels: Integers,
+    groups: Groups,
+    *,
+    classes: tuple[str, ...],
+    matrix: Floats | None = None,
+    seed: int = 0,
+) -> Resampled:
+    """Accuracies of predictions `[N]` by name, and `REPLICATES` of them under one Poisson bootstrap of the samples.
+
+    Args:
+        predicted: classes.
+        labels: given classes `[N]`.
+        groups: of these samples.
+        classes: C names.
+        matrix: as in `measure_cap`.
+        seed: of the bootstrap.
+    """
+    counts = groups.counts()
+    correction = None if matrix is None else NoiseCorrected(labels, groups, classes, matrix)
+    draws = np.random.default_rng(seed).poisson(1.0, (REPLICATES, len(labels))).astype(np.float32)
+    point, replicates = {}, {}
+    for name, rows in predicted.items():
+        top, bottom = _counted(rows == labels, groups) if correction is None else correction.parts(rows)
+        point[name] = _shares(top.sum(1), bottom.sum(1))
+        replicates[name] = _shares(draws @ top.T.astype(np.float32), draws @ bottom.T.astype(np.float32))
+    enough = counts >= (MINIMUM if (counts >= MINIMUM).any() else 1)
+    return Resampled(point, replicates, groups.names, enough)
+
+
+def _counted(right: NDArray[np.bool_], groups: Groups) -> tuple[Floats, Floats]:
+    """As `NoiseCorrected.parts`, for labels that are taken as they are."""
+    member = np.vstack([groups.index == np.arange(len(groups.names))[:, None], np.ones((1, len(right)), bool)])
+    return np.asarray(member * right, np.float64), member.astype(np.float64)
 
 
 def _shares(top: NDArray[Any], bottom: NDArray[Any]) -> Floats:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from limbeck.errors import ConfigError, DataError
 from limbeck.evaluation.calibration import log_softmax
@@ -21,6 +22,9 @@ Integers = NDArray[np.int64]
 WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3)
 """Tried for standardised features; the one with the best out-of-fold likelihood is taken."""
 
+MOST = 20_000
+"""Samples that one fold's probe is fitted on at most: a linear witness of these learns next to nothing from more."""
+
 TOLERANCE = 1e-3
 """On any one probability: a witness is not asked for more digits."""
 
@@ -33,11 +37,13 @@ class CrossFitted:
         probabilities: `[N, C]`, each row from a probe fitted without it.
         fold: `[N]`.
         weight_decay: the one taken.
+        fitted: the largest number of samples that a probe was fitted on.
     """
 
     probabilities: Floats
     fold: Integers
     weight_decay: float
+    fitted: int
 
 
 def cross_fit(
@@ -50,8 +56,12 @@ def cross_fit(
     cells: ArrayLike | None = None,
     balance: float = 0.0,
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    most: int = MOST,
 ) -> CrossFitted:
     """Probabilities of every sample from a linear softmax probe fitted on the other folds.
+
+    Computed on one thread: a probe is many passes over a tall matrix, for which threads wait for each other, and so
+    the result does not depend on the number of cores.
 
     Args:
         features: `[N, D]`; standardised on the samples fitted.
@@ -62,10 +72,12 @@ def cross_fit(
         cells: `[N]` whole numbers, such as group × class; by default the labels.
         balance: 0 counts all samples alike, 1 every cell, between them a cell of n samples as n^(1 − balance).
         weight_decays: tried on the first fold.
+        most: samples that a probe is fitted on. Of more, small cells are kept whole and large ones drawn from, each
+            sample then counting for those left out.
 
     Raises:
         DataError: shapes that do not fit, or a class that is missing from all folds but one.
-        ConfigError: fewer than two folds.
+        ConfigError: fewer than two folds, or no weight decay.
     """
     x, y = np.asarray(features), np.asarray(labels, np.int64)
     if x.ndim != 2 or len(x) != len(y):
@@ -78,15 +90,19 @@ def cross_fit(
     fold = deal_folds(cell, folds, seed)
     weights = balancing_weights(cell, balance)
     answers = np.empty((len(y), classes))
-    decay = weight_decays[0]
-    for index in range(folds):
-        inside = fold == index
-        fitted = _Fold(x[~inside], y[~inside], weights[~inside], classes)
-        if index == 0 and len(weight_decays) > 1:
-            scores = [_loss(fitted.answer(each, x[inside]), y[inside], weights[inside]) for each in weight_decays]
-            decay = weight_decays[int(np.argmin(scores))]
-        answers[inside] = np.exp(fitted.answer(decay, x[inside]))
-    return CrossFitted(answers, fold, decay)
+    decays, used = sorted(weight_decays, reverse=True), 0
+    with threadpool_limits(1):
+        for index in range(folds):
+            inside = fold == index
+            rows, counts = draw(cell, np.flatnonzero(~inside), most, seed + index)
+            fitted = _Fold(x[rows], y[rows], weights[rows] * counts, classes)
+            tried = fitted.answers(decays, x[inside])
+            if len(decays) > 1:
+                best = int(np.argmin([_loss(each, y[inside], weights[inside]) for each in tried]))
+                decays, tried = [decays[best]], [tried[best]]
+            answers[inside] = np.exp(tried[0])
+            used = max(used, len(rows))
+    return CrossFitted(answers, fold, decays[0], used)
 
 
 class _Fold:
@@ -103,11 +119,14 @@ class _Fold:
         # A class that no sample here has would run off to a probability of 0, and its likelihood with it.
         self._targets = (self._targets + 1e-4 / classes) / (1 + 1e-4)
 
-    def answer(self, weight_decay: float, x: NDArray[np.generic]) -> Floats:
-        """Log probabilities `[B, C]`."""
-        fit = SoftmaxProbe(self._features, weight_decay, tolerance=TOLERANCE).fit(self._targets)
-        weights, intercept = self._features.unfold(fit.weights, fit.intercept)
-        return log_softmax(self._prepared(x) @ weights + intercept)
+    def answers(self, weight_decays: Sequence[float], x: NDArray[np.generic]) -> list[Floats]:
+        """Log probabilities `[B, C]` under each weight decay, each fit starting from the one before."""
+        found, fit = [], None
+        for weight_decay in weight_decays:
+            fit = SoftmaxProbe(self._features, weight_decay, tolerance=TOLERANCE).fit(self._targets, fit)
+            weights, intercept = self._features.unfold(fit.weights, fit.intercept)
+            found.append(log_softmax(self._prepared(x) @ weights + intercept))
+        return found
 
     def _prepared(self, x: NDArray[np.generic]) -> Floats:
         return np.asarray((x - self._mean) / self._scale)
@@ -120,6 +139,41 @@ def deal_folds(cells: ArrayLike, folds: int, seed: int) -> Integers:
     fold = np.empty(len(cell), np.int64)
     fold[order] = np.arange(len(cell)) % folds
     return fold
+
+
+def draw(cells: Integers, rows: Integers, most: int, seed: int) -> tuple[Integers, Floats]:
+    """At most `most` of the rows, and how many samples each stands for: cells are cut to one size, small ones stay.
+
+    Args:
+        cells: `[N]`.
+        rows: of these `[M]`, in order.
+        most: 1 or more.
+        seed: of what is drawn.
+
+    Returns:
+        The rows kept, in order, and a number for each, 1 in cells that are whole.
+    """
+    if len(rows) <= most:
+        return rows, np.ones(len(rows))
+    _, cell, counts = np.unique(cells[rows], return_inverse=True, return_counts=True)
+    order = np.lexsort((np.random.default_rng(seed).random(len(rows)), cell))
+    place = np.empty(len(rows), np.int64)
+    place[order] = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    limit = _level(counts, most)
+    kept = place < limit
+    share = counts / np.minimum(counts, limit)
+    return rows[kept], share[cell[kept]]
+
+
+def _level(counts: Integers, most: int) -> int:
+    """The largest size to which cells can be cut so that no more than `most` samples are left; 1 at least."""
+    left, ordered = most, np.sort(counts)
+    for place, count in enumerate(ordered):
+        even = left // (len(ordered) - place)
+        if count > even:
+            return max(int(even), 1)
+        left -= int(count)
+    return int(ordered[-1])
 
 
 def balancing_weights(cells: Integers, power: float = 1.0) -> Floats:

@@ -18,16 +18,24 @@ from limbeck.audits.honesty import Honesty, check_honesty
 from limbeck.audits.labels import MATERIAL, LabelAudit, audit_labels
 from limbeck.audits.noise import Floats, Integers
 from limbeck.audits.teacher import Outputs, TeacherAudit, audit_teacher
+from limbeck.audits.trial import FOLDS, Trial, run_trial
 from limbeck.data.columns import Groups, to_numpy
 from limbeck.data.splits import TEST, TRAIN, VALIDATION
 from limbeck.errors import ConfigError, DataError, TeacherError
 from limbeck.evaluation.calibration import log_softmax
+from limbeck.presets import as_recipe
 from limbeck.recipe import Recipe
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from limbeck.data import Data
     from limbeck.pilots import PilotResult
     from limbeck.teachers import Teacher
+    from limbeck.training import Training
+
+FORMAT = 1
+"""Of the plain data of an audit."""
 
 JUDGE = 0.5
 """How far the cells are balanced for the judge of labels: fully, it ranks the majority's labels worse; not at all, it
@@ -45,8 +53,9 @@ class Audit:
         labels: the label audit.
         cap: what the labels alone give, and what copying the teacher would.
         advice: recipes, ranked.
-        measured: the numbers that the advice rests on.
-        data: name, samples, classes and groups.
+        measured: the numbers that gates are tested on.
+        data: name, fingerprint, samples, classes and groups.
+        trial: recipes tried as linear students; None where none were.
     """
 
     teacher: TeacherAudit | None
@@ -55,6 +64,7 @@ class Audit:
     advice: tuple[Advice, ...]
     measured: Measured
     data: dict[str, Any]
+    trial: Trial | None = None
 
     @property
     def verdicts(self) -> list[str]:
@@ -82,13 +92,19 @@ class Audit:
         return self.text()
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but single samples as plain JSON (of these the most suspicious hundred)."""
+        """Everything but single samples as plain JSON (of these the most suspicious hundred).
+
+        The keys are those of `FORMAT` and are described in docs/audit.md: one that is there stays, and means the same,
+        as long as the number does.
+        """
         return {
+            "format": FORMAT,
             "data": self.data,
             "teacher": None if self.teacher is None else self.teacher.to_dict(),
             "labels": self.labels.to_dict(),
             "cap": self.cap.to_dict(),
             "advice": [entry.to_dict() for entry in self.advice],
+            "trial": None if self.trial is None else self.trial.to_dict(),
             "measured": self.measured.to_dict(),
             "verdicts": self.verdicts,
         }
@@ -105,6 +121,9 @@ def audit(
     limit: float | None = None,
     refit: Callable[[Data], Any] | None = None,
     recipes: Iterable[str | Mapping[str, Any] | Recipe] = RECIPES,
+    trial: bool = True,
+    student: nn.Module | Callable[[], nn.Module] | None = None,
+    training: Training | None = None,
 ) -> Audit:
     """Is the teacher good enough for every group, are the labels, and which recipe fits?
 
@@ -128,6 +147,11 @@ def audit(
             judged by one that has not seen it. Without it, a teacher that is better on training samples than on
             validation samples is judged on validation alone.
         recipes: those that advice is given on.
+        trial: whether these are tried first, see `limbeck.audits.trial`. False: advice goes by what the kind of a
+            recipe is expected to reach.
+        student: what they are tried on, such as the student that is wanted, small and on vectors; None: a linear layer
+            on what the witness looks at, which takes seconds.
+        training: how it is trained in the trial.
 
     Raises:
         DataError: no samples to audit, or no features for the witness.
@@ -183,7 +207,24 @@ def audit(
             notes=_notes(seen, rows),
         )
     measured = _measured(data, seen, labels, cap, found, given, probes, groups)
-    return Audit(found, labels, cap, advise(measured, recipes), measured, _described(data, seen, basis, labels))
+    asked = [as_recipe(recipe) for recipe in recipes]
+    how: dict[str, Any] = {"student": student, "training": training, "matrix": matrix, "seed": seed}
+    tried = _tried(seen, basis, groups, asked, given, **how) if trial else None
+    return Audit(
+        found, labels, cap, advise(measured, asked, tried), measured, _described(data, seen, basis, labels), tried
+    )
+
+
+def _tried(
+    seen: Data, basis: Basis, groups: Groups, recipes: Sequence[Recipe], given: _Teaching, **how: Any
+) -> Trial | None:
+    """The recipes tried; a student learns from what the teacher says of any sample, learned by heart or not."""
+    rows = given.answered
+    # A class that some fold lacks cannot be learned there.
+    if min(np.bincount(seen.y[rows], minlength=seen.num_classes)) < FOLDS:
+        return None
+    part = seen if len(rows) == len(seen) else seen.subset(rows)
+    return run_trial(part, basis.x[rows], groups.take(rows), recipes, given.outputs, **how)
 
 
 def _of_seen(features: Any, data: Data) -> Any:
@@ -218,6 +259,9 @@ class _Teaching:
         self.honesty = Honesty(nan, nan, nan, nan, nan, nan, nan, nan, nan, memorised=False, known=False)
         self.rows: Integers = np.arange(len(seen))
         self.log_probabilities: Floats | None = None
+        # Of all samples that it answers for, also of those that it cannot be judged on.
+        self.answered: Integers = self.rows
+        self.outputs: Floats | None = None
         self.teacher: Teacher | None = None
         self.description, self.source = "", ""
         if refit is not None:
@@ -249,6 +293,7 @@ class _Teaching:
             self.teacher.check(part)
             self.rows = np.flatnonzero(held_out)
             self.log_probabilities = _log_probabilities(self.teacher, part)
+            self.answered, self.outputs = self.rows, self.log_probabilities
             self.source = f"the {len(self.rows):,} validation samples, which alone the teacher answers for"
             return
         cells = None if seen.groups is None else _cells(seen.groups.index, seen.y, seen.num_classes)
@@ -263,7 +308,7 @@ class _Teaching:
         else:
             part_name = "validation" if held_out.all() else "training"
             self.source = f"the {len(seen):,} {part_name} samples, the only ones there are"
-        self.log_probabilities = outputs[self.rows]
+        self.log_probabilities, self.outputs = outputs[self.rows], outputs
 
     def _cross_fit(self, seen: Data, refit: Callable[[Data], Any], folds: int, seed: int) -> None:
         from limbeck.teachers import as_teacher
@@ -279,7 +324,7 @@ class _Teaching:
             part = seen.subset(inside)
             self.teacher.check(part)
             outputs[inside] = _log_probabilities(self.teacher, part)
-        self.log_probabilities = outputs
+        self.log_probabilities = self.outputs = outputs
         self.description = f"{describe(self.teacher)}, cross-fitted" if self.teacher is not None else ""
         self.source = f"all {len(seen):,} samples, each by a teacher of {folds} that was trained without it"
         self.teacher = None  # five teachers have no features in common
@@ -435,6 +480,7 @@ def _described(data: Data, seen: Data, basis: Basis, labels: LabelAudit) -> dict
         notes.append("Accuracies of probes and teacher are corrected for the estimated label noise.")
     return {
         "name": data.name,
+        "fingerprint": data.fingerprint(),
         "samples": len(seen),
         "classes": list(seen.classes),
         "groups": None if seen.groups is None else list(seen.groups.names),

@@ -32,6 +32,13 @@ class Projection:
     axes: Floats
 
     @classmethod
+    def of(cls, seen: Seen, dimensions: int) -> tuple[Projection, Floats]:
+        """The projection of what is seen of some samples, and their points `[N, K]`."""
+        embeddings = seen.required("embeddings")
+        projection = cls.fit(embeddings, dimensions)
+        return projection, projection(embeddings)
+
+    @classmethod
     def fit(cls, embeddings: Floats, dimensions: int) -> Projection:
         """The first components of these embeddings, as many as there are, signs fixed so that they repeat."""
         mean = embeddings.mean(0)
@@ -158,8 +165,7 @@ class Clusters:
         """Cluster each class; losses are read where they are known, and left out of account elsewhere."""
         labels = seen.required("labels")
         named = classes_of(labels, classes)
-        projection = Projection.fit(seen.required("embeddings"), self.dimensions)
-        points = projection(seen.required("embeddings"))
+        projection, points = Projection.of(seen, self.dimensions)
         losses = None if seen.probabilities is None else seen.losses
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 

@@ -138,8 +138,8 @@ class Mixture:
         """Fit the mixture by EM, from components that start in the fullest cells of the confusion matrix."""
         labels = seen.required("labels")
         named = classes_of(labels, classes)
-        projection = Projection.fit(seen.required("embeddings"), self.dimensions)
-        points, predictions = projection(seen.required("embeddings")), seen.required("probabilities")
+        projection, points = Projection.of(seen, self.dimensions)
+        predictions = seen.required("probabilities")
         one_hot = _one_hot(labels, len(named))
         parameters = self.fit(points, one_hot, predictions, seed)
         discrepancy = (parameters.prediction - parameters.label).max(1)
