@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import nn
 import limbeck as lb
 from limbeck.arbitration import Judge, arbitrate, expected_groups
 from limbeck.arbitration.judge import CrossFit
-from limbeck.choosing import pick
+from limbeck.choosing import MERGED, Panel, choose, shares
 from limbeck.data import inject
 from limbeck.errors import ConfigError, DataError, LimbeckError, RecipeError, TeacherError
 from limbeck.presets import as_recipe
 from limbeck.recipe import Recipe
+from limbeck.selection import RULES
 from limbeck.teachers import TableTeacher
 
 LINEAR = Judge(network=lambda: nn.Linear(6, 3), epochs=12, learning_rate=0.05)
@@ -232,6 +234,12 @@ def test_expected_groups_of_declared_groups_and_of_a_flag_that_rests_on_the_labe
     truth = noisy.validation.replace(y=np.array(noisy.classes)[said], classes=noisy.classes)
     _, total, _ = declared.table(said)
     assert np.abs(total - truth.groups.counts()).max() < 0.08 * len(said)
+    # Half the spread of the inverse matrix alone: the rare groups are nearer to their true size.
+    judged = found.validation
+    assert judged is not None
+    inverse = replace(declared, membership=np.linalg.inv(judged.noise)[judged.given])
+    error, alone = (np.abs(one.table(said)[1] - truth.groups.counts()) for one in (declared, inverse))
+    assert error.sum() < 0.8 * alone.sum()
     flag = np.where(noisy.attributes["side"].codes == noisy.y, "own", "other")
     flagged = noisy.replace(attributes={"flag": flag}, groups=["label", "flag"])
     sides = expected_groups(found, flagged)
@@ -312,15 +320,69 @@ def test_parts_that_do_not_fit_are_refused(noisy: lb.Data, found: lb.Arbitration
 # The recipe that chooses ----------------------------------------------------------------------------------------------
 
 
-def choosing(*candidates: Any, margin: float = 0.005) -> Recipe:
+def choosing(*candidates: Any, margin: float = 0.03) -> Recipe:
     quick = {"attribute": "side", "rounds": 1}
     return Recipe(["cross_entropy"], arbitrate=quick, choose={"candidates": candidates, "margin": margin}, name="mine")
 
 
-def test_among_equals_the_simpler_one_is_kept() -> None:
-    assert pick([0.5, 0.504, 0.508], 0.005) == 1
-    assert pick([None, 0.4, 0.4], 0.0) == 1
-    assert pick([0.1, None, 0.9], 0.005) == 2
+def test_the_say_of_a_candidate_falls_with_its_distance_from_the_best() -> None:
+    e = np.exp(-1)
+    assert shares([0.5, None, 0.47, 0.5], 0.03) == pytest.approx([1 / (2 + e), 0, e / (2 + e), 1 / (2 + e)])
+    assert shares([0.9, 0.9 - 0.0901], 0.03) == [1, 0]
+    assert shares([None, 0.4, 0.4], 0.0) == [0, 1, 0]
+    assert shares([None, None], 0.0) == shares([None, None], 0.03) == [0, 0]
+
+
+def test_a_panel_says_the_mean_of_its_members_probabilities() -> None:
+    members = [nn.Linear(4, 3), nn.Linear(4, 3)]
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    expected = sum(w * m(x).softmax(1) for w, m in zip((0.25, 0.75), members, strict=True))
+    found = Panel(members, [0.25, 0.75])(x)
+    torch.testing.assert_close(found.softmax(1), expected)
+    torch.testing.assert_close(found.logsumexp(1), torch.zeros(5), atol=1e-6, rtol=0)
+
+
+def test_candidates_near_the_top_become_one_student(noisy: lb.Data, found: lb.Arbitration) -> None:
+    recipe = choosing("erm", "gce", "arbitration", margin=0.5)
+    model = student()
+    before = [part.clone() for part in model.parameters()]
+    first, again = (lb.fit(model, noisy, recipe=recipe, arbitration=found, **SHORT) for _ in range(2))
+    for one, two, old in zip(first.model.parameters(), again.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, two)
+        assert not torch.equal(one, old)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), before, strict=True))
+    assert isinstance(first.model, nn.Linear)
+    chosen = first.details["chosen"]
+    assert chosen["recipe"] == first.recipe.name == MERGED
+    rows = chosen["candidates"]
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert "3 of 3 candidates became one student" in chosen["why"]
+    assert first.selection == "worst_group, expected without label noise"
+    # It says what its members say together.
+    alone = [lb.fit(model, noisy, recipe=row["recipe"], arbitration=found, **SHORT).model for row in rows]
+    x = torch.from_numpy(noisy.test.x)
+    together = Panel(alone, [row["share"] for row in rows])(x).argmax(1)
+    assert (first.model(x).argmax(1) == together).float().mean() > 0.9
+
+
+def test_a_merged_student_that_forgets_is_not_kept(noisy: lb.Data, found: lb.Arbitration) -> None:
+    def fit(start: Any, data: lb.Data, *, recipe: Any, **more: Any) -> lb.Fitted:
+        fitted = lb.fit(start, data, recipe=recipe, **more)
+        if recipe.name == MERGED:
+            for part in fitted.model.parameters():
+                part.data.zero_()
+        return fitted
+
+    again = {"recipe": "erm", "name": "erm again"}
+    recipe, training = choosing("erm", again), lb.Training(**SHORT)
+    fitted = choose(
+        fit, student, noisy, None, recipe, found, None, RULES["worst_group"], seed=0, training=training, resume=False
+    )
+    chosen = fitted.details["chosen"]
+    assert chosen["recipe"] == "erm"
+    assert chosen["merged"]["score"] < chosen["candidates"][0]["score"] - 0.03
+    assert "one student of" in chosen["why"]
+    assert lb.predict_logits(fitted, noisy.test).std() > 0
 
 
 def test_a_useless_teacher_is_not_used_and_a_good_one_may_be(noisy: lb.Data, found: lb.Arbitration) -> None:
@@ -335,12 +397,14 @@ def test_a_useless_teacher_is_not_used_and_a_good_one_may_be(noisy: lb.Data, fou
         fitted = lb.fit(student, noisy, teacher=teacher, recipe=recipe, arbitration=found, **SHORT)
         chosen[name] = fitted.details["chosen"]
     assert chosen["useless"]["recipe"] == "gce"
-    useless, good = (
-        {row["recipe"]: row["score"] for row in chosen[name]["candidates"]}["teacher alone"] for name in chosen
-    )
-    assert good > useless + 0.1
+    assert chosen["useless"]["merged"] is None
+    assert "no other comes near" in chosen["useless"]["why"]
+    useless, good = ({row["recipe"]: row for row in chosen[name]["candidates"]}["teacher alone"] for name in chosen)
+    assert useless["share"] == 0 < good["share"]
+    assert good["score"] > useless["score"] + 0.1
     left_out = chosen["good"]["candidates"][2]
     assert left_out["score"] is None
+    assert left_out["share"] == 0
     assert "features" in left_out["left_out"]
     assert "expected worst-group accuracy" in chosen["good"]["why"]
     assert "times as often" in chosen["good"]["validation_labels"]
@@ -361,7 +425,7 @@ def test_auto_without_a_teacher_leaves_out_what_needs_one(noisy: lb.Data, found:
     assert table["plain"]["score"] is not None
     assert table["arbitration"]["score"] is not None
     assert "learns from a teacher" in table["kd"]["left_out"]
-    assert fitted.details["chosen"]["recipe"] in table
+    assert fitted.details["chosen"]["recipe"] in (*table, MERGED)
     assert "plain: student" in stages
     assert any("auto" in warning for warning in fitted.warnings)
     assert fitted.recipe.name == fitted.details["chosen"]["recipe"]
@@ -378,7 +442,7 @@ def test_auto_is_plain_data_and_runs_in_a_pilot(noisy: lb.Data, tmp_path: Any) -
     training = lb.Training(epochs=1, learning_rate=0.05)
     result = lb.pilot(noisy, None, student, recipes=[recipe], seeds=1, training=training, output=tmp_path / "run")
     run = next(row for row in result.record["models"] if row["label"].startswith("mine"))["runs"][0]
-    assert run["details"]["chosen"]["recipe"] in ("erm", "arbitration")
+    assert run["details"]["chosen"]["recipe"] in ("erm", "arbitration", MERGED)
     assert not any("no ledger" in warning for warning in run["warnings"])
 
 

@@ -287,19 +287,20 @@ def arbitration(
     return Recipe(terms, arbitrate=step, sampling="posterior")
 
 
-def auto(attribute: str | Sequence[str] | None = None, judge: str = "auto", margin: float = 0.005) -> Recipe:
+def auto(attribute: str | Sequence[str] | None = None, judge: str = "auto", margin: float = 0.03) -> Recipe:
     found: dict[str, Recipe] = {
         "plain": erm(),
         "group weights": group_balanced(),
         "arbitration": arbitration(0.7, attribute, judge),
         "arbitration, cells even": arbitration(1.0, attribute, judge),
         "kd": kd(),
-        "kd alone": kd(alpha=1.0),
+        "kd, group weights": kd().replace(sampling="group_balanced"),
         "rld": rld(),
+        "btkd": btkd(),
+        "pll": pll(),
         "groupdistil": groupdistil(),
-        "dett": dett(projector="auto"),
+        "dett": dett(),
         "arbitration and kd": arbitration(0.7, attribute, judge, distil=0.5),
-        "arbitration and relations": arbitration(0.7, attribute, judge, relations=1.0),
     }
     candidates = tuple(recipe.replace(name=name) for name, recipe in found.items())
     step = found["arbitration"].arbitrate

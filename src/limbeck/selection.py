@@ -161,10 +161,10 @@ def selection_rule(name: str | SelectionRule | None, *, groups: bool) -> Selecti
     else:
         raise ConfigError(unknown_name("selection rule", name, RULES))
     if rule.needs_groups and not groups:
+        way = "declare them" if rule.slices is None else "put those that were found there, with found.apply(data)"
         raise ConfigError(
-            f"selection by {rule.name!r} needs the groups of the validation samples, and no groups are "
-            "declared: declare "
-            "them, or select by 'average' or 'worst_class'"
+            f"selection by {rule.name!r} needs the groups of the validation samples, and no groups are declared: "
+            f"{way}, or select by 'average' or 'worst_class'"
         )
     return rule
 

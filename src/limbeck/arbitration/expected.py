@@ -1,9 +1,10 @@
 """Accuracy by group where validation labels are as wrong as training labels.
 
 A rare cell of given labels then fills up with mislabelled members of a large one, and the worst group that is read off
-it is a measure of the noise. So a sample counts in each class's group by N⁻¹[ỹ, k], which is 1 on average for the true
-class and 0 for the others (backward correction; Patrini et al., CVPR 2017, arXiv 1609.03683, theorem 1): unbiased,
-whoever the judges are. The posterior would have less variance, and prefer the students that err like the judges.
+it is a measure of the noise. So a sample counts in each class's group by the mean of two numbers. N⁻¹[ỹ, k] is 1 on
+average for the true class and 0 for the others, whoever the judges are (backward correction; Patrini et al., CVPR 2017,
+arXiv 1609.03683, theorem 1), and so unsteady that a rare group may add up to nothing. The posterior is steady, and
+prefers the students that err like the judges. Half of each has half the bias and about half the spread.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ class ExpectedGroups:
     Attributes:
         names: of the G groups.
         group: the group that a sample is in if its class is k, `[m, C]`; -1 where unknown.
-        membership: how much it counts as class k, `[m, C]`: 1 on average over the noise for the true class, 0 for the
-            others; the label itself where there is no noise.
+        membership: how much it counts as class k, `[m, C]`; the label itself where there is no noise.
     """
 
     names: tuple[str, ...]
@@ -111,7 +111,8 @@ def expected_groups(arbitration: Arbitration, data: Data) -> ExpectedGroups:
     if judged is None or not np.array_equal(judged.ids, validation.ids):
         raise DataError("the validation samples are not those that were arbitrated: run arbitrate on these data")
     groups = validation.groups
-    counted: Floats = np.asarray(np.linalg.pinv(judged.noise, rcond=SINGULAR), np.float64)[judged.given]
+    inverse = np.linalg.pinv(judged.noise, rcond=SINGULAR)[judged.given]
+    counted: Floats = np.asarray((inverse + judged.posterior) / 2, np.float64)
     if groups is not None and "label" not in groups.columns:
         return ExpectedGroups(groups.names, np.repeat(groups.index[:, None], data.num_classes, axis=1), counted)
     others = [] if groups is None else [name for name in groups.columns if name != "label"]
