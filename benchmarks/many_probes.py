@@ -2,12 +2,14 @@
 
     python benchmarks/many_probes.py
 
-Features of N training samples (a tenth as many for validation), D dimensions and C classes; one epoch, adamw, one
-thread. What a probe costs does not depend on the values, so they are drawn. In each repeat, in turns: one probe of each
-of the eight recipes by `fit_probes` (their mean is "one"), the forty together by `fit_probes`, and the forty one by one
-by `lb.fit`. Times are CPU seconds, so that neighbours on the machine count for little; medians over repeats, ratios in
-the same run. Every probe starts from raw features and ends in a selected student, teacher outputs included.
-"deviation" is the largest difference of a final weight between the two ways.
+Features of N training samples (a tenth as many for validation), D dimensions and C classes; one epoch, adamw. What a
+probe costs does not depend on the values, so they are drawn. In each repeat, in turns: one probe of each of the eight
+recipes by `lb.fit` ("one" is their mean) and by `fit_probes`, the forty together by `fit_probes`, and the forty one by
+one by `lb.fit`. Times are CPU seconds of one thread, so that neighbours on the machine count for little, and seconds of
+the clock with more threads; medians over repeats, ratios in the same run. Every probe starts from raw features and ends
+in a selected student, teacher outputs included. "bare" is what no way of taking forty together can save: gathering
+their batches, the two matrix products and the optimiser's step, nothing else. "deviation" is the largest difference of
+a final weight between the two ways.
 Then: recipes that cannot be taken together, small networks, settings and noise draws in place of seeds, and growth.
 """
 
@@ -30,6 +32,8 @@ from limbeck.errors import ConfigError
 from limbeck.loop import Fitted
 
 RECIPES = ("erm", "label_smoothing", "gce", "kd", "dkd", "lskd", "rld", "pll")
+TWO_CLASSES = ("erm", "label_smoothing", "gce", "kd", "dkd", "rld", "nkd", "ttm")
+"""Eight that make sense at two classes."""
 HARDER = ("groupdistil", "btkd", "dist", "elr", "ctkd", "dett", "jtt", "multi_round")
 SEEDS = 5
 
@@ -48,9 +52,10 @@ def features(samples: int, width: int, classes: int) -> lb.Data:
 
 
 def seconds(step: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.process_time()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     result = step()
-    return time.process_time() - start, result
+    return clock() - start, result
 
 
 def peak_megabytes(step: Callable[[], object]) -> float:
@@ -104,16 +109,35 @@ class Problem:
         return lb.fit(self.student, data or self.data, teacher=self.teacher, recipe=recipe, seed=seed, **given)
 
 
+def bare(problem: Problem, streams: int, columns: int) -> None:
+    """An epoch of what is left of so many linear probes without losses, records and validation."""
+    x = torch.from_numpy(problem.data.x)
+    width, outputs, size = problem.width, columns * problem.classes, problem.settings["batch_size"]
+    weight = torch.zeros(streams, width, outputs, requires_grad=True)
+    optimiser = torch.optim.AdamW([weight], fused=True)
+    count = len(problem.data.train)
+    orders = torch.stack([torch.randperm(count) for _ in range(streams)], 1)
+    for start in range(0, count, size):
+        rows = orders[start : start + size].t().flatten()
+        batch = x.index_select(0, rows).view(streams, -1, width)
+        with torch.no_grad():
+            logits = torch.bmm(batch, weight)
+            weight.grad = torch.bmm(batch.transpose(1, 2), logits)
+        optimiser.step()
+
+
 def compare(name: str, problem: Problem, recipes: Sequence[str], repeats: int, one_by_one: bool = True) -> None:
     """One line: recipes × seeds."""
-    times: dict[str, list[float]] = {"one": [], "single": [], "all": [], "apart": []}
+    times: dict[str, list[float]] = {"one": [], "probe": [], "all": [], "apart": [], "bare": []}
     problem.together(recipes[:1], 1)
     apart: float | str = "-"
     for repeat in range(repeats):
-        times["one"].append(statistics.fmean(seconds(lambda r=r: problem.together([r], 1))[0] for r in recipes))
+        times["one"].append(statistics.fmean(seconds(lambda r=r: problem.alone(r, 0))[0] for r in recipes))
         taken, found = seconds(lambda: problem.together(recipes, SEEDS))
         times["all"].append(taken)
-        times["single"].append(statistics.fmean(seconds(lambda r=r: problem.alone(r, 0))[0] for r in recipes))
+        times["probe"].append(statistics.fmean(seconds(lambda r=r: problem.together([r], 1))[0] for r in recipes))
+        if not problem.hidden:
+            times["bare"].append(seconds(lambda: bare(problem, SEEDS, len(recipes)))[0])
         if one_by_one:
             taken, expected = seconds(lambda: [problem.alone(r, seed) for r in recipes for seed in range(SEEDS)])
             times["apart"].append(taken)
@@ -125,14 +149,16 @@ def compare(name: str, problem: Problem, recipes: Sequence[str], repeats: int, o
 def report(name: str, times: dict[str, list[float]], count: int, apart: float | str) -> None:
     middle = {key: statistics.median(values) for key, values in times.items() if values}
     ratio = [whole / one for whole, one in zip(times["all"], times["one"], strict=True)]
-    gain = (
-        f"{middle['apart']:8.2f}{middle['apart'] / middle['all']:7.1f}×" if "apart" in middle else f"{'-':>8}{'-':>8}"
-    )
+    rest = [
+        f"{middle['all'] / middle['probe']:10.1f}×" if "probe" in middle else f"{'-':>11}",
+        f"{middle['bare']:8.2f}{middle['bare'] / middle['one']:6.1f}×" if "bare" in middle else f"{'-':>8}{'-':>7}",
+        f"{middle['apart']:8.2f}{middle['apart'] / middle['all']:6.1f}×" if "apart" in middle else f"{'-':>8}{'-':>7}",
+    ]
     shown = f"{apart:.0e}" if isinstance(apart, float) else apart
     print(
-        f"{name:<34}{middle['one']:7.3f}{middle['single']:8.3f}{middle['all']:8.2f}"
-        f"{statistics.median(ratio):6.1f}× ({min(ratio):.1f}–{max(ratio):.1f}){gain}{1000 * middle['all'] / count:7.0f}"
-        f"  {shown}",
+        f"{name:<28}{middle['one']:7.3f}{middle.get('probe', float('nan')):7.3f}{middle['all']:7.2f}"
+        f"{statistics.median(ratio):6.1f}× ({min(ratio):.1f}–{max(ratio):.1f}){''.join(rest)}"
+        f"{1000 * middle['all'] / count:7.0f}  {shown}",
         flush=True,
     )
 
@@ -140,12 +166,13 @@ def report(name: str, times: dict[str, list[float]], count: int, apart: float | 
 def head(title: str) -> None:
     print(f"\n{title}")
     print(
-        f"{'':34}{'one':>7}{'lb.fit':>8}{'all':>8}{'all / one':>17}{'by one':>8}{'gain':>8}{'ms each':>8}  deviation",
+        f"{'':28}{'one':>7}{'probe':>7}{'all':>7}{'all / one':>17}{'all / probe':>12}{'bare':>7}{'/ one':>7}"
+        f"{'by one':>8}{'gain':>7}{'ms each':>8}  deviation",
         flush=True,
     )
 
 
-def settings_and_draws(problem: Problem, repeats: int) -> None:
+def settings_and_draws(problem: Problem, repeats: int, one_by_one: bool) -> None:
     """One seed, forty learning rates; one seed, forty draws of label noise."""
     rates = [float(rate) for rate in np.geomspace(1e-4, 1e-1, 40)]
     trainings = [lb.Training(learning_rate=rate) for rate in rates]
@@ -162,20 +189,25 @@ def settings_and_draws(problem: Problem, repeats: int) -> None:
             lambda place: problem.alone("gce", 0, draws[place]),
         ),
     ]
+    problem.together(["kd"], 1)
     for name, together, alone in sweeps:
         recipe = name.split(",")[0]
-        times: dict[str, list[float]] = {"one": [], "single": [], "all": [], "apart": []}
+        times: dict[str, list[float]] = {"one": [], "probe": [], "all": [], "apart": []}
         apart: float | str = "-"
         for repeat in range(repeats):
-            times["one"].append(seconds(lambda r=recipe: problem.together([r], 1))[0])
+            times["one"].append(seconds(lambda a=alone: a(0))[0])
             taken, found = seconds(together)
             times["all"].append(taken)
-            times["single"].append(seconds(lambda a=alone: a(0))[0])
-            if repeat == 0:
+            times["probe"].append(seconds(lambda r=recipe: problem.together([r], 1))[0])
+            if repeat == 0 and one_by_one:
                 taken, expected = seconds(lambda a=alone: [a(place) for place in range(40)])
                 times["apart"].append(taken)
                 apart = deviation(found, expected)
         report(name, times, 40, apart)
+
+
+def recipes_for(classes: int) -> tuple[str, ...]:
+    return RECIPES if classes > 2 else TWO_CLASSES
 
 
 def main() -> None:
@@ -185,7 +217,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--batches", type=int, nargs="+", default=[128, 256, 512, 1024])
     parser.add_argument("--together", action="store_true", help="leave out the forty one by one")
     parser.add_argument("--parts", default="batches,kinds,sweeps,growth,memory")
     options = parser.parse_args()
@@ -197,9 +229,10 @@ def main() -> None:
         raise ConfigError(f"--parts: {', '.join(sorted(unknown))} not known: batches, kinds, sweeps, growth, memory")
     print(f"8 recipes × {SEEDS} seeds, N={size[0]:,} D={size[1]} C={size[2]}, {options.threads} thread(s)")
     if "batches" in parts:
-        head(f"{', '.join(RECIPES)}")
+        recipes = recipes_for(size[2])
+        head(f"{', '.join(recipes)}")
         for batch in options.batches:
-            compare(f"batches of {batch}", Problem(*size, 0, batch), RECIPES, options.repeats, not options.together)
+            compare(f"batches of {batch}", Problem(*size, 0, batch), recipes, options.repeats, not options.together)
     if "kinds" in parts:
         head(f"{', '.join(HARDER)}: weightings, statistics of a batch, states, stages")
         compare("batches of 128", Problem(*size, 0, 128), HARDER, options.repeats, not options.together)
@@ -207,7 +240,7 @@ def main() -> None:
         compare("the first eight recipes", Problem(*size, 64, 128), RECIPES, options.repeats, not options.together)
     if "sweeps" in parts:
         head("one seed: the batches are shared by all")
-        settings_and_draws(Problem(*size, 0, 128), options.repeats)
+        settings_and_draws(Problem(*size, 0, 128), options.repeats, not options.together)
     if "growth" in parts:
         head("growth, batches of 128 (one by one left out)")
         for samples, width, classes in (
@@ -218,9 +251,8 @@ def main() -> None:
             (50_000, 512, 2),
             (50_000, 512, 100),
         ):
-            recipes = RECIPES if classes > 2 else ("erm", "label_smoothing", "gce", "kd", "dkd", "rld", "nkd", "ttm")
             problem = Problem(samples, width, classes, 0, 128)
-            compare(f"N={samples:,} D={width} C={classes}", problem, recipes, 1, one_by_one=False)
+            compare(f"N={samples:,} D={width} C={classes}", problem, recipes_for(classes), 1, one_by_one=False)
     if "memory" in parts:
         print("\npeak memory above the features, MB: one probe, forty together")
         for samples, width, classes in (size, (200_000, 512, 10), (50_000, 512, 100)):

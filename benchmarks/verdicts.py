@@ -2,6 +2,7 @@
 
     python benchmarks/verdicts.py                 # everything in docs/statistics.md: 10,000 pilots without a difference
     python benchmarks/verdicts.py --pilots 200    # a look
+    python benchmarks/verdicts.py --pilots 0 --page    # only put earlier results into the page
 
 A simulated pilot has a test and a validation set with groups, recipes with several seeds each, and students that err on
 the same difficult samples, whose luck in a group differs from seed to seed, and whose luck on validation is their luck
@@ -395,7 +396,7 @@ def advice(pilots: int) -> Iterator[dict[str, Any]]:
         true = truth(start)
         real = true["recipe0"]["worst"] - true[PLAIN]["worst"]
         wanted: dict[str, list[int]] = {"seeds": [], "samples": []}
-        asked = max(pilots // 4, 10)
+        asked = max(pilots, 10)
         for n in range(asked):
             d = compared(start, n)
             if d.verdict == "better":
@@ -425,19 +426,114 @@ def compared(scenario: Scenario, n: int) -> Any:
     return next(d for d in judged(scenario, pilot, [PLAIN]) if (d.model, d.metric) == ("recipe0", "worst_group"))
 
 
+# The page -------------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "statistics.md"
+BEGIN, END = "<!-- measured: {} -->\n", "<!-- end -->"
+
+
+def write_page(results: Path) -> None:
+    """Put what was measured into docs/statistics.md, each part between its marks."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in (
+        ("no_difference", claims_table),
+        ("stress", claims_table),
+        ("power", power_table),
+        ("advice", advice_table),
+    ):
+        path = results / f"{name}.json"
+        if path.is_file():
+            before, _, rest = text.partition(BEGIN.format(name))
+            text = before + BEGIN.format(name) + table(json.loads(path.read_text())["rows"]) + "\n" + END
+            text += rest.partition(END)[2]
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def claims_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """False claims, then coverage, one row a scenario."""
+    return _claims(rows) + "\n" + _coverage(rows)
+
+
+def _claims(rows: Sequence[Mapping[str, Any]]) -> str:
+    keys = ("headline better", "headline worse", "false worst_group plain", "false average plain")
+    keys = (*keys, "false any group of a pair", "false any better", "false any")
+    header = ["% false claims", "pilots", "headline better", "headline worse", "worst group", "average"]
+    return markdown(
+        [*header, "groups of a pair", "any better", "any"],
+        [[one["name"], f"{one['pilots']:,}", *(_cell(one, key) for key in keys)] for one in rows],
+    )
+
+
+def _coverage(rows: Sequence[Mapping[str, Any]]) -> str:
+    keys = {
+        "difference, average": "covered average",
+        "worst group": "covered worst_group",
+        "all groups at once": "covered all groups at once",
+        "headline": "covered headline",
+        "recipe, average": "covered a recipe's average",
+        "recipe, worst group": "covered a recipe's worst group",
+        "student, average": "covered a student's average",
+        "student, worst group": "covered a student's worst group",
+    }
+    return markdown(["% covered", *keys], [[one["name"], *(_cell(one, key) for key in keys.values())] for one in rows])
+
+
+def power_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    header = ["% told", "pilots", "average", "average, alone", "worst group", "worst group, alone"]
+    keys = ("told average", "told alone average", "told worst_group", "told alone worst_group")
+    return markdown(
+        header,
+        [
+            [
+                f"{100 * one['points']:.0f} points, {one['seeds']} seeds, {one['samples']:,} samples "
+                f"({one['worst_samples']:,} in the worst group)",
+                f"{one['pilots']:,}",
+                *(_cell(one, key) for key in keys),
+            ]
+            for one in rows
+        ],
+    )
+
+
+def advice_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    return markdown(
+        ["true difference", "seeds, samples of the worst group", "undecided", "advised (median)", "then told"],
+        [
+            [
+                f"{100 * one['points']:.0f} points",
+                f"{one['seeds']}, {one['worst_samples']:,}",
+                f"{100 * one['undecided']:.0f} %",
+                f"no number of {one['kind']}" if one["more"] is None else f"{one['more']:,} more {one['kind']}",
+                "" if one["more"] is None else f"{100 * one['told']:.0f} ± {100 * one['error']:.0f} %",
+            ]
+            for one in rows
+        ],
+    )
+
+
+def _cell(found: Mapping[str, Any], part: str) -> str:
+    return percent(found, part) if part in found["shares"] else ""
+
+
 PARTS = {"no_difference": no_difference, "stress": stress, "power": power, "advice": advice}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pilots", type=int, default=10_000, help="without a difference; others take a tenth or less")
+    parser.add_argument("--pilots", type=int, default=10_000, help="without a difference; others take fewer; 0: none")
     parser.add_argument("--part", choices=list(PARTS), action="append", help="all of them by default")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "verdicts")
+    parser.add_argument("--page", action="store_true", help="put the results into docs/statistics.md as well")
     options = parser.parse_args(arguments)
     sizes = {"no_difference": options.pilots, "stress": options.pilots // 20, "power": options.pilots // 100}
     sizes["advice"] = sizes["power"]
     options.output.mkdir(parents=True, exist_ok=True)
-    for name in options.part or PARTS:
+    for name in (options.part or PARTS) if options.pilots else ():
         started, rows = time.process_time(), []
         for found in PARTS[name](max(sizes[name], 10)):
             rows.append(found)
@@ -445,6 +541,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             text = json.dumps({"processor_seconds": seconds, "rows": rows}, indent=1)
             (options.output / f"{name}.json").write_text(text + "\n")
             sys.stdout.flush()
+    if options.page:
+        write_page(options.output)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def check(simulation: ModuleType, scenario: Any, pilots: int) -> None:
 
 @pytest.mark.parametrize("scenario", [3, 8, 9])
 def test_pilots_without_a_difference_claim_none(simulation: ModuleType, scenario: int) -> None:
-    check(simulation, simulation.NO_DIFFERENCE[scenario], 25)
+    check(simulation, simulation.NO_DIFFERENCE[scenario], 15)
 
 
 @pytest.mark.slow
@@ -72,11 +72,11 @@ def test_the_simulation_knows_its_own_truth(simulation: ModuleType) -> None:
     scenario = simulation.Scenario("check", levels=simulation.ONE_BAD, changed=(0.65,) * 4, spread=0.2)
     true = simulation.truth(scenario)
     rng = np.random.default_rng(1)
-    found = [simulation.simulate(scenario, rng).accuracy for _ in range(300)]
+    found = [simulation.simulate(scenario, rng).accuracy for _ in range(120)]
     for key in ("erm", "recipe0"):
         students = np.stack([pilot[key] for pilot in found])
-        assert students.mean(axis=(0, 1))[1] == pytest.approx(true[key]["g1"], abs=0.01)
-        assert students.min(axis=2).mean() == pytest.approx(true[key]["worst"], abs=0.01)
+        assert students.mean(axis=(0, 1))[1] == pytest.approx(true[key]["g1"], abs=0.015)
+        assert students.min(axis=2).mean() == pytest.approx(true[key]["worst"], abs=0.015)
     pilot = simulation.simulate(scenario, rng)
     for g in range(4):
         here = pilot.groups == g
@@ -126,7 +126,8 @@ def test_a_verdict_that_is_told_needs_no_more(simulation: ModuleType) -> None:
     sentence, found, _ = judged(simulation, changed=(0.85, 0.95, 0.95, 0.95))
     assert sentence.startswith("Distillation (recipe0) beat the plain student in the worst group")
     assert sentence.endswith("5 seeds).")
-    assert found[0].to_dict()["advice"] is None
+    entry = next(d for d in found if (d.model, d.metric) == ("recipe0", "worst_group"))
+    assert entry.to_dict()["advice"] is None
 
 
 def test_one_seed_each_speaks_of_two_students(simulation: ModuleType) -> None:
@@ -179,7 +180,8 @@ def test_a_result_places_its_models_and_names_who_loses(result: PilotResult) -> 
         e for e in result.record["comparisons"] if (e["model"], e["metric"], e["group"]) == ("recipe0", "group", "g0")
     )
     assert rows[0]["against"]["erm"]["difference"] == pytest.approx(entry["difference"])
-    assert set(result.group_changes("erm")[0]["against"]) == set()
+    with pytest.raises(DataError, match="nothing to compare"):
+        result.group_changes("erm")
     with pytest.raises(DataError, match="did you mean 'recipe0'"):
         result.group_changes("recipe")
     with pytest.raises(DataError, match="kept no run folder"):

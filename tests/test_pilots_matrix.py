@@ -318,7 +318,7 @@ def test_two_processes_give_the_same_bytes_as_one(result: MatrixResult, tmp_path
 
 @pytest.mark.slow
 def test_kill_9_with_two_processes_and_the_same_command_again(result: MatrixResult, tmp_path: Path) -> None:
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(MATRIX))
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(MATRIX, sort_keys=False))
     run = tmp_path / "run"
     command = [sys.executable, "-m", "limbeck", "pilot", str(tmp_path / "two.yaml"), "-o", str(run), "--quiet"]
     killed = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.DEVNULL)

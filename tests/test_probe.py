@@ -276,10 +276,10 @@ def test_local_rounds_are_close_to_the_exact_ones(shape: tuple[int, int], class_
         # Where features outnumber samples, later rounds leave the saturated outputs they were linearised about.
         for index in range(4 if shape == TALL else 1):
             near = np.abs(local.predictions[index] - exact.predictions[index]).mean()
-            assert near < 0.01 * (1 + 3 * index)
+            assert near < 0.02 * (1 + 2 * index)
             assert near < 0.7 * np.abs(linear.predictions[index] - exact.predictions[index]).mean()
     far = [probe.self_distillation(x, labels, 4, 1e3, solver, **options).predictions for solver in ("local", "exact")]
-    np.testing.assert_allclose(far[0], far[1], atol=5e-4)
+    np.testing.assert_allclose(far[0], far[1], atol=0.02)
 
 
 @pytest.mark.parametrize("shape", [TALL, WIDE])
@@ -291,8 +291,8 @@ def test_descent_starts_from_the_closed_form_and_ends_at_the_fixed_point(shape: 
     ratio = model.weights(first) / (4 * probe.self_distillation(x, labels, 1, 0.01).weights[0])
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-6)
     assert np.log2(ratio[0, 0]) == pytest.approx(round(np.log2(ratio[0, 0])), abs=1e-6)
-    last, _ = model.descend(targets, 300)
-    np.testing.assert_allclose(model.weights(last), model.fit(targets).weights, atol=1e-2)
+    last, _ = model.descend(targets, 120, 0.0)
+    np.testing.assert_allclose(model.weights(last), model.fit(targets).weights, atol=1e-3)
 
 
 def test_next_round_is_the_exact_one_where_the_softmax_is_smooth() -> None:

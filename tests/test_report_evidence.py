@@ -336,10 +336,13 @@ def test_pictures_of_any_kind() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with its audit."""
+    """A finished run whose audit was kept in its folder before it began."""
     folder = tmp_path_factory.mktemp("command")
     (folder / "tiny.yaml").write_text(CONFIG)
-    result = run("pilot", folder / "tiny.yaml", "-o", folder / "out", "-q", "--audit")
+    saved = run("audit", folder / "tiny.yaml", "--save", "-o", folder / "out", "--json")
+    assert saved.exit_code == 0, saved.output
+    assert json.loads(saved.stdout).keys() == json.loads((folder / "out" / AUDIT).read_text())["audits"].keys()
+    result = run("pilot", folder / "tiny.yaml", "-o", folder / "out", "-q")
     assert result.exit_code == 0, result.output
     return folder / "out"
 
@@ -350,7 +353,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_pilot_with_audit_shows_its_advice_and_whether_it_was_right(finished: Path) -> None:
+def test_the_pilots_report_shows_the_advice_and_whether_it_was_right(finished: Path) -> None:
     text = (finished / "report.html").read_text(encoding="utf-8")
     assert '<section id="advice"' in text
     assert "The advice was " in text
@@ -396,6 +399,14 @@ def test_a_folder_without_configuration_has_a_report_without_cost(copied: Path) 
     assert '<section id="cost"' not in (copied / "report.html").read_text(encoding="utf-8")
 
 
+def test_where_an_audit_is_kept_is_asked_before_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    result = run("audit", tmp_path / "tiny.yaml", "-o", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "add --save" in result.stderr
+    assert "training" not in result.stderr
+
+
 def test_what_is_wrong_is_told(copied: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ((copied, "--lang", "jp"), "unknown report language 'jp': did you mean 'ja'?"),
@@ -409,16 +420,14 @@ def test_what_is_wrong_is_told(copied: Path, tmp_path: Path) -> None:
     assert "not finished: run the same command again" in run("report", copied).stderr
 
 
-def test_an_audit_is_kept_before_the_pilot_and_found_by_it(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_pilot_with_audit_has_its_advice_too(tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(CONFIG.replace("[4, 7]", "[4]"))
-    saved = run("audit", config, "--save", "-o", tmp_path / "out", "--json")
-    assert saved.exit_code == 0, saved.output
-    assert json.loads(saved.stdout).keys() == json.loads((tmp_path / "out" / AUDIT).read_text())["audits"].keys()
-    result = run("pilot", config, "-o", tmp_path / "out", "-q")
+    result = run("pilot", config, "-o", tmp_path / "out", "-q", "--audit")
     assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / AUDIT).is_file()
     assert '<section id="advice"' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "add --save" in run("audit", config, "-o", tmp_path / "other").stderr
 
 
 def test_an_audit_of_other_data_is_not_shown(finished: Path, copied: Path) -> None:

@@ -40,11 +40,11 @@ def squeezed(text: str) -> str:
     return re.sub(r"[\s\u00ad]+", "", text)
 
 
-@pytest.mark.parametrize("language", ["en", "ja"])
+@pytest.mark.parametrize("language", [pytest.param("en", marks=pytest.mark.slow), "ja"])
 def test_the_text_of_the_page_can_be_read_out_of_the_pdf(needs_weasyprint: Any, tmp_path: Path, language: str) -> None:
     from pypdf import PdfReader
 
-    result, t = whole_result(recipes=4, seeds=2, epochs=3), load_language(language)
+    result, t = whole_result(recipes=4, seeds=1, epochs=2), load_language(language)
     summary = Summary.from_result(result)
     path = write_pdf(result, tmp_path / "a" / "report.pdf", language=language)
     assert path.read_bytes().startswith(b"%PDF-1.")
@@ -115,6 +115,7 @@ def test_a_wide_table_goes_on_below() -> None:
         assert max(sizes) - min(sizes) <= max(len(parts) - 1, 1)
 
 
+@pytest.mark.slow
 def test_names_that_attack_do_nothing(needs_weasyprint: Any, tmp_path: Path) -> None:
     page = pdf.static_html(Summary.from_result(evil_result()), EN)
     assert "<script" not in page

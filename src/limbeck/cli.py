@@ -247,6 +247,7 @@ def _forecast(config: PilotConfig | MatrixConfig, models: Path | None) -> Foreca
 )
 @click.option("--models", type=click.Path(path_type=Path), help="The Python file of your own models.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of folds and intervals (default 0).")
+@click.option("--trial/--no-trial", default=True, help="Whether recipes are tried for the advice (default: tried).")
 @click.option("--save", is_flag=True, help="Keep it in the run folder: the pilot's report then shows it.")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="The run folder, in place of the configuration's."
@@ -259,6 +260,7 @@ def audit(
     protect: tuple[str, ...],
     models: Path | None,
     seed: int,
+    trial: bool,
     save: bool,
     output: Path | None,
     as_json: bool,
@@ -267,6 +269,8 @@ def audit(
 
     Looks at training and validation samples, never at test. A teacher that CONFIG trains is trained first.
     """
+    if output is not None and not save:
+        raise ConfigError(f"--output {output} says where an audit is kept: add --save")
     import json
 
     from limbeck.config import load_config
@@ -280,14 +284,13 @@ def audit(
         teacher=teacher,
         protected=protected,
         seed=seed,
+        trial=trial,
         say=lambda text: click.echo(text, err=True),
     )
     if save:
         from limbeck.report.evidence import save_audits
 
         click.echo(f"saved: {save_audits(found, output or settings.output_folder)}", err=True)
-    elif output is not None:
-        raise ConfigError(f"--output {output} says where an audit is kept: add --save")
     if as_json:
         click.echo(json.dumps({key or "labels": result.to_dict() for key, result in found.items()}, indent=1))
         return

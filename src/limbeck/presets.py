@@ -434,11 +434,11 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "auto": Preset(
         auto,
-        "The best of a few recipes on validation, through arbitration",
+        "One student of the recipes that validation prefers, through arbitration",
         "this project",
         "whom validation says",
         labels="attributes of training samples, validation groups",
-        note="trains its candidates one after the other; a teacher is used where it helps",
+        note="trains its candidates in turn, then one student of the best; a teacher is used where it helps",
     ),
     "agre_kd": Preset(
         agre_kd,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from limbeck.pilots.arms import Arm, plan, teacher_key
 
 if TYPE_CHECKING:
     from limbeck.config import PilotConfig
+    from limbeck.data import Data
 
 
 def audit_config(
@@ -46,6 +47,7 @@ def audit_config(
     # A recipe with two teachers is two arms and one piece of advice.
     own = {arm.recipe.name: arm.recipe for arm in arms if arm.role != "teacher" and arm.recipe is not None}
     options.setdefault("recipes", [*own.values(), *(name for name in RECIPES if name not in own)])
+    options = {**_on_trial(data, arms), **options}
     wanted = [key for key in config.teachers if teacher in (None, key)]
     if not wanted:
         return {None: audit(data, **options)}
@@ -56,6 +58,18 @@ def audit_config(
             say(f"training the teacher {key}")
         found[key] = audit(data, _finished(arm, data, config), **options)
     return found
+
+
+def _on_trial(data: Data, arms: Sequence[Arm]) -> dict[str, Any]:
+    """The configuration's own student, where many of it can be trained at once; else a linear one is tried."""
+    from limbeck.presets import as_recipe
+    from limbeck.probes.stages import Cell, can_be_together
+
+    arm = next((arm for arm in arms if arm.role != "teacher" and arm.model is not None), None)
+    # Trained as the trial does: a configuration's own training may be long, or too short to tell recipes apart.
+    if arm is None or arm.model is None or not can_be_together(Cell(arm.model, data, as_recipe("erm"))):
+        return {}
+    return {"student": arm.model}
 
 
 def _finished(arm: Arm, data: Any, config: PilotConfig) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from limbeck.errors import DataError
 from limbeck.evaluation.compare import Difference, compare, decide
 
 
@@ -33,7 +34,12 @@ def group_changes(
         For each group `group`, `samples`, `accuracy` and `against`, which holds for each reference `reference` (its
         accuracy), `difference`, `low`, `high`, `p`, `adjusted_p`, `verdict` and `sentence`. Accuracies are means over
         seeds; None where a group has no sample.
+
+    Raises:
+        DataError: no reference was given, or lengths differ.
     """
+    if not against:
+        raise DataError("against: nothing to compare with, expected one entry a reference")
     by_reference = {
         name: decide(
             compare(
@@ -46,12 +52,12 @@ def group_changes(
     rows = []
     for g, group in enumerate(group_names):
         found = {name: differences[g] for name, differences in by_reference.items()}
-        first = next(iter(found.values()), None)
+        first = next(iter(found.values()))
         rows.append(
             {
                 "group": group,
-                "samples": 0 if first is None else first.samples,
-                "accuracy": None if first is None else _plain(first.value),
+                "samples": first.samples,
+                "accuracy": _plain(first.value),
                 "against": {name: _change(difference) for name, difference in found.items()},
             }
         )

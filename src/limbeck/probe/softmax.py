@@ -29,8 +29,8 @@ STEPS = 20
 RENEWED = 4
 """Steps after which their metric is computed anew: by then most samples are sure, and few of them curve the loss."""
 
-SMALL = 1e-6
-"""Nats a sample that a step must promise to be taken at all."""
+SMALL = 5e-4
+"""The share of the objective that a step of `descend` must promise to be taken at all."""
 
 Solve = Callable[[Floats], Floats]
 
@@ -157,26 +157,27 @@ class SoftmaxProbe:
             weights, parameters[:, -1].copy(), probabilities, residual, iteration, self.features, parameters, solve
         )
 
-    def descend(self, targets: Floats, steps: int = STEPS) -> tuple[Floats, State]:
+    def descend(self, targets: Floats, steps: int = STEPS, small: float = SMALL) -> tuple[Floats, State]:
         """Parameters `[C, r + 1]` and state after a few steps of L-BFGS from the closed form, with its Hessian.
 
-        The first step is the closed form itself, the Newton step at weights of 0. Fewer steps are taken where one
-        promises less than `SMALL`.
+        The first step is the closed form itself, the Newton step at weights of 0. It ends early where a step promises
+        less than the share `small` of the objective.
         """
         wanted = np.ascontiguousarray(targets.T, dtype=np.float64)
         parameters = np.zeros((len(wanted), self.rank + 1))
         state = self._first(parameters, wanted)
         solve = self.shared(state) if self._coordinates is None else self._diagonal(state)
-        pairs: list[tuple[Floats, Floats]] = []
+        pairs: list[tuple[Floats, Floats, float]] = []
         for count in range(steps):
             if count == RENEWED:
                 solve = self.shared(state)
             step = -_quasi_newton(state.gradient, pairs, solve)
-            if -(state.gradient * step).sum() < SMALL:
+            if -np.vdot(state.gradient, step) < small * state.value:
                 break
             moved, new = self.line_search(parameters, state, step, wanted)
-            pair = moved - parameters, new.gradient - state.gradient
-            pairs += [pair] if (pair[0] * pair[1]).sum() > 0 else []
+            move, change = moved - parameters, new.gradient - state.gradient
+            if (curved := float(np.vdot(move, change))) > 0:
+                pairs.append((move, change, curved))
             parameters, state = moved, new
         return parameters, state
 
@@ -427,13 +428,13 @@ class SoftmaxProbe:
         return self.features.transposed_times(lambda rows: pull[rows]) / (len(self.features) * self.weight_decay)
 
 
-def _quasi_newton(gradient: Floats, pairs: list[tuple[Floats, Floats]], solve: Solve) -> Floats:
+def _quasi_newton(gradient: Floats, pairs: list[tuple[Floats, Floats, float]], solve: Solve) -> Floats:
     """The two-loop recursion of L-BFGS (Nocedal & Wright, algorithm 7.4) from an approximate inverse Hessian."""
-    found, scales = gradient, []
-    for move, change in reversed(pairs):
-        scales.append(float((move * found).sum() / (move * change).sum()))
-        found = found - scales[-1] * change
+    found, scales = gradient.copy(), []
+    for move, change, curved in reversed(pairs):
+        scales.append(float(np.vdot(move, found)) / curved)
+        found -= scales[-1] * change
     found = solve(found)
-    for (move, change), scale in zip(pairs, reversed(scales), strict=True):
-        found = found + (scale - float((change * found).sum() / (move * change).sum())) * move
+    for (move, change, curved), scale in zip(pairs, reversed(scales), strict=True):
+        found += (scale - float(np.vdot(change, found)) / curved) * move
     return found

@@ -217,11 +217,11 @@ class _Call:
         count = len(self.learned)
         leaves = [value.detach().requires_grad_() for value in given[:count]]
         arguments = dict(zip((*self.learned, *self.others), (*leaves, *given[count + 1 :]), strict=True))
-        if self.term.standardise:
-            for name in ("student_logits", "teacher_logits"):
-                if name in arguments:
-                    arguments[name] = standardise(arguments[name])
         with torch.enable_grad():
+            if self.term.standardise:
+                for name in ("student_logits", "teacher_logits"):
+                    if name in arguments:
+                        arguments[name] = standardise(arguments[name])
             values = self._function(**arguments)
         if not values.requires_grad:
             return [values]
@@ -332,10 +332,8 @@ class StackedLosses:
                 found[key].places.append(place)
                 found[key].kept.append(term.weighted)
         most = max(1, _AT_A_TIME // (self._rows * self._classes))
-        calls: list[_Call] = []
-        for call in found.values():
-            # A term may stand twice in a recipe: then its columns are not distinct, and each gets a call of its own.
-            calls += call.cut(most if len(set(call.columns)) == len(call.columns) else 1)
+        # A term may stand twice in a recipe: such a column does not follow itself, and gets two calls.
+        calls = [part for call in found.values() for part in call.cut(most)]
         return sorted(calls, key=lambda call: not call.weighed)
 
     def _weigher(self, column: int) -> _Weigher:

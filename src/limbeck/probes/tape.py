@@ -298,7 +298,8 @@ class Tape:
 
 def _split(steps: Iterable[_Step], inputs: set[int]) -> tuple[list[_Step], list[_Step]]:
     """The steps that do not depend on these slots, and those that do."""
-    reached, parts = set(inputs), ([], [])  # type: ignore[var-annotated]
+    reached = set(inputs)
+    parts: tuple[list[_Step], list[_Step]] = ([], [])
     for step in steps:
         depends = not reached.isdisjoint(step.arguments)
         parts[depends].append(step)

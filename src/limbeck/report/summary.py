@@ -421,13 +421,17 @@ def _average(tests: Sequence[Plain]) -> Estimate:
 
 
 def _worst(tests: Sequence[Plain]) -> Estimate:
-    """The lowest accuracy in each seed. The interval knows that the group was picked for being the worst."""
+    """The lowest accuracy in each seed. The interval knows that a group was picked for being the worst.
+
+    Seeds may have different worst groups, whose mean is lower than the lowest mean of a group: so the interval too is
+    each seed's own, and then the mean of these.
+    """
     estimate = _estimate([_number(test.get("worst_group")) for test in tests])
     if not tests:
         return estimate
-    correct = np.mean([test["group_correct"] for test in tests], axis=0)
     minimum = int(tests[0].get("minimum") or SMALL_GROUP)
-    low, high = worst_group_interval(correct, tests[0]["group_total"], minimum=minimum)
+    own = [worst_group_interval(test["group_correct"], test["group_total"], minimum=minimum) for test in tests]
+    low, high = np.mean(own, axis=0)
     return Estimate(estimate.mean, estimate.spread, _number(low), _number(high), estimate.values)
 
 
