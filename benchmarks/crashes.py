@@ -1,6 +1,6 @@
 """Is a pilot that is killed again and again the pilot that never was?
 
-    python benchmarks/crashes.py [--kills 50] [--ray-kills 10] [--writes 1000] [--seed 0] [--keep FOLDER]
+    python benchmarks/crashes.py [--kills 50] [--ray-kills 10] [--writes 1] [--seed 0] [--keep FOLDER]
     python benchmarks/crashes.py --table docs/pilots.md
 
 Two small pilots on the digits with a shortcut (cells of several stages: an error set found first, three rounds, a
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -343,26 +344,26 @@ def step_by_step(folder: Path, number: int | None) -> int:
         os._exit(code)
 
 
-def each_write(most: int, root: Path, kept: dict[str, Any]) -> None:
-    """Kill a pilot before its first write, before its second, and so on, until it has no more (or `most`)."""
+def each_write(every: int, root: Path, kept: dict[str, Any]) -> None:
+    """Kill a pilot before its first write, before its second (or only every N-th), and so on, until it has no more."""
     reference, folder = root / "reference", root / "run"
     shutil.rmtree(root, ignore_errors=True)
     if step_by_step(reference, None):
         sys.exit("the pilot that nobody kills fails")
     nothing = root / "nothing"
     nothing.mkdir()
-    found = kept["writes"] = {"killed": 0, "problems": []}
-    for number in range(1, most + 1):
+    found = kept["writes"] = {"every": every, "killed": 0, "whole": False, "problems": []}
+    for number in itertools.count(1, every):
         shutil.rmtree(folder, ignore_errors=True)
         if step_by_step(folder, number) != -signal.SIGKILL:
-            found["all"] = True
+            found["whole"] = True
             break
         before = Path(f"{folder}.killed").read_text()
         code = step_by_step(folder, None)
         problems = [f"exit code {code}"] if code else differences(folder, reference, nothing)
         found["killed"] += 1
         found["problems"] += [f"before step {number} ({before}): {problem}" for problem in problems]
-        if problems or number % 20 == 0:
+        if problems or found["killed"] % 10 == 0:
             print(f"{number:3d} steps, {before}: {problems or 'as uninterrupted'}", flush=True)
         keep(kept)
 
@@ -508,9 +509,13 @@ def table(kept: Mapping[str, Any]) -> str:
             counts = [places.total(), places["in training"], places["between cells"], early, len(hit)]
             different = sum(bool(pilot["problems"]) for pilot in hit)
             lines.append(f"| {title} | {who} | {' | '.join(map(str, [*counts, different]))} |")
-    writes = kept.get("writes", {"killed": 0, "problems": []})
+    writes = kept.get("writes", {"every": 1, "killed": 0, "whole": True, "problems": []})
+    which = "each write" if writes["every"] == 1 else f"one write in {writes['every']}"
+    rest = "" if writes["whole"] else ", not to the end"
     killed = writes["killed"]
-    lines.append(f"| one process | before each write | {killed} | – | – | – | {killed} | {len(writes['problems'])} |")
+    lines.append(
+        f"| one process | before {which}{rest} | {killed} | – | – | – | {killed} | {len(writes['problems'])} |"
+    )
     return "\n".join(lines)
 
 
@@ -519,7 +524,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="of pilots in processes")
     parser.add_argument("--ray-kills", type=int, default=10, help="of pilots on a Ray cluster")
-    parser.add_argument("--writes", type=int, default=1000, help="at most, of the pilot killed at each of its writes")
+    parser.add_argument(
+        "--writes", type=int, default=1, help="kill a pilot at each write (1), at every N-th, or at none (0)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there, and leave it")
     parser.add_argument("--table", type=Path, metavar="FILE.md", help="only write the table of the results there")
