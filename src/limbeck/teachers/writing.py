@@ -264,6 +264,8 @@ def finish(path: Path) -> None:
         write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(partial / _DONE, ignore_errors=True)
     (partial / _PLAN).unlink(missing_ok=True)
+    for left in partial.glob("*.json.*"):  # of a writer that was killed inside a write
+        left.unlink(missing_ok=True)
     sync_folder(partial)
     os.rename(partial, path)
     sync_folder(path.parent)
