@@ -189,7 +189,7 @@ def test_an_audit_tries_and_its_plain_data_keeps_its_keys() -> None:
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["format"] == 1
     assert set(plain) == {
-        "format", "data", "teacher", "labels", "cap", "advice", "trial", "measured", "verdicts",
+        "format", "data", "teacher", "labels", "cap", "advice", "trial", "measured", "verdicts", "said",
     }  # fmt: skip
     assert set(plain["advice"][0]) == {
         "recipe", "verdict", "average", "worst", "reasons", "possible", "tried", "sentence",

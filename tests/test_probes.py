@@ -15,7 +15,7 @@ import limbeck as lb
 from limbeck.data import inject
 from limbeck.errors import ConfigError, DataError, LimbeckError, RecipeError
 from limbeck.loop import Fitted, Stage
-from limbeck.probes import Cell, train_cells
+from limbeck.probes import Cell, losses, train_cells
 from limbeck.probes.losses import MAPPED, ROW_BY_ROW, in_order
 from limbeck.probes.network import layers_of
 from limbeck.probes.stages import Sources, can_be_together, steps
@@ -291,6 +291,18 @@ def test_what_is_computed_once_may_take_no_memory_too(data: lb.Data, teachers: l
         assert deviation(one, other) < 1e-6
 
 
+def test_losses_are_computed_for_some_columns_at_a_time(
+    data: lb.Data, teachers: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"teacher": teachers[0], "recipes": ["kd", "dkd", "rld", "pll", "gce", "erm"], "seeds": 2, "epochs": 2}
+    whole = lb.fit_probes(linear, data, **settings, batch_size=16)
+    for columns in (4, 1, 0):  # none: so large that nothing is written down
+        monkeypatch.setattr(losses, "_AT_A_TIME", columns * 2 * 16 * CLASSES)
+        parts = lb.fit_probes(linear, data, **settings, batch_size=16)
+        for one, other in zip(whole, parts, strict=True):
+            assert deviation(one, other) < 1e-6
+
+
 def test_a_network_that_begins_with_an_activation(data: lb.Data) -> None:
     def student() -> nn.Module:
         return nn.Sequential(nn.Tanh(), nn.Linear(WIDTH, CLASSES))
@@ -302,11 +314,13 @@ def test_a_network_that_begins_with_an_activation(data: lb.Data) -> None:
 
 
 def test_columns_that_share_a_term_follow_each_other() -> None:
-    names = ["kd", "gce", "erm", "label_smoothing", "dkd"]
+    names = ["kd", "gce", "erm", "label_smoothing", "dkd", "lskd", "rld"]
     recipes = [lb.PRESETS[name].build() for name in names]
     places = dict(zip(names, in_order(recipes), strict=True))
     assert sorted(places.values()) == list(range(len(names)))
-    assert sorted(places[name] for name in ("kd", "erm", "dkd")) == [0, 1, 2], "cross entropy is the term they share"
+    sharing = sorted(places[name] for name in ("kd", "erm", "dkd", "lskd", "rld"))
+    assert sharing == [0, 1, 2, 3, 4], "cross entropy is the term they share"
+    assert abs(places["dkd"] - places["rld"]) == 1, "their other terms are of one family"
 
 
 def test_a_bound_on_memory_holds_for_rounds_too(data: lb.Data) -> None:
@@ -409,6 +423,9 @@ def test_errors_come_before_any_training(data: lb.Data) -> None:
         lb.fit_probes(linear, data, recipes=[])
     with pytest.raises(LimbeckError, match="cannot take a batch"):
         lb.fit_probes(lambda: nn.Linear(3, CLASSES), data, recipes=["erm"])
+    apart = np.where(data.y == 3, 1, np.arange(len(data.y)) % 2)
+    with pytest.raises(DataError, match="no training sample"):
+        lb.fit_probes(linear, lb.Data(data.x, data.y, split=apart, fractions=None), recipes=["erm", "gce"])
     no_groups = lb.Data(data.x, data.y)
     with pytest.raises((DataError, RecipeError), match="groups"):
         lb.fit_probes(linear, no_groups, recipes=["group_dro"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import limbeck as lb
-from limbeck.probes.columns import Column, Orders, Prepared, block
+from limbeck.probes.columns import Column, Orders, Prepared
 from limbeck.probes.losses import ROW_BY_ROW, _Call
 from limbeck.probes.optimisers import StackedOptimiser
-from limbeck.probes.tape import CannotRecordError, Tape
+from limbeck.probes.tape import CannotRecordError, Program, Tape
 from limbeck.terms.catalogue import CATALOGUE
 from limbeck.training import batch_bounds
 
@@ -39,8 +40,8 @@ def call_of(function: Callable[..., Any], **settings: Any) -> _Call:
     return _Call(term, ("student_logits",), others, False)
 
 
-def drawn(call: _Call, classes: int, seed: int, scale: float = 3.0) -> tuple[list[Tensor], list[Tensor]]:
-    """The student's logits and shares, and the other fields."""
+def drawn(call: _Call, classes: int, seed: int, scale: float = 3.0) -> tuple[Tensor, list[Tensor]]:
+    """The student's logits, and the other fields."""
     generator = torch.Generator().manual_seed(seed)
     fields = {
         "teacher_logits": scale * torch.randn(ROWS, classes, generator=generator),
@@ -48,54 +49,127 @@ def drawn(call: _Call, classes: int, seed: int, scale: float = 3.0) -> tuple[lis
     }
     fields["teacher_logits"][:4] = fields["teacher_logits"][:4].round()  # ties
     student = scale * torch.randn(classes, ROWS, generator=generator).t()
-    return [student, torch.rand(ROWS, generator=generator)], [fields[name] for name in call.others]
+    return student, [fields[name] for name in call.others]
+
+
+def computed(call: _Call, student: Tensor, *others: Tensor) -> list[Tensor]:
+    """Losses and gradients as autograd has them."""
+    return call.compute(student, torch.ones(len(student)), *others)
+
+
+class Player:
+    """A program of tapes, each on a column of its own or several on one.
+
+    Args:
+        tapes: with their columns, and fixed inputs as examples.
+    """
+
+    def __init__(self, tapes: Sequence[tuple[int, Tape, Sequence[Tensor]]], classes: int) -> None:
+        self.program, self.tapes = Program(ROWS), tapes
+        self.logits = torch.zeros(classes, ROWS * (1 + tapes[-1][0])).t()
+        self.outputs = []
+        kinds = {}
+        for number, (column, tape, fixed) in enumerate(tapes):
+            carried = tape.prepare(*fixed)
+            data = [((value.dtype, value.shape[1:]), (number, place)) for place, value in enumerate(carried)]
+            kinds |= {own: kind for kind, own in data}
+            self.outputs.append(self.program.add(column, tape, data))
+        self.given = {}
+        for node, data in self.program.given.items():
+            dtype, shape = kinds[data[0]]
+            self.given[node] = torch.zeros(*shape, len(data) * ROWS, dtype=dtype).t()
+        self.program.lay_out(self.logits, self.given, {})
+
+    def __call__(self, student: Tensor, fixed: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        self.logits.copy_(student)
+        carried = [tape.prepare(*own) for (_, tape, _), own in zip(self.tapes, fixed, strict=True)]
+        for node, data in self.program.given.items():
+            self.given[node].copy_(torch.cat([carried[number][place] for number, place in data]))
+        self.program.play()
+        return [
+            [self.program.rows(node, [column]).clone() for node in outputs]
+            for (column, *_), outputs in zip(self.tapes, self.outputs, strict=True)
+        ]
+
+    def operations(self) -> int:
+        with Counting() as played:
+            self.program.play()
+        return played.count
 
 
 @pytest.mark.parametrize("function", ON_LOGITS, ids=lambda function: function.__name__)
 @pytest.mark.parametrize(("classes", "standardise"), [(3, False), (10, False), (10, True), (40, False)])
 def test_played_is_computed(function: Callable[..., Any], classes: int, standardise: bool) -> None:
     call = call_of(function, standardise=standardise)
-    varying, fixed = drawn(call, classes, 0)
-    tape = Tape(call.compute, varying, fixed)
+    student, fixed = drawn(call, classes, 0)
+    tape = Tape(partial(computed, call), [student], fixed)
+    player = Player([(0, tape, fixed)], classes)
     for seed, scale in ((1, 3.0), (2, 0.0), (3, 300.0)):
-        varying, fixed = drawn(call, classes, seed, scale)
-        before = [value.clone() for value in (*varying, *fixed)]
-        expected = call.compute(*varying, *fixed)
-        prepared = tape.prepare(*fixed)
-        for _ in range(2):  # the second time from the same memory
-            for found, other in zip(tape.play(varying, prepared), expected, strict=True):
+        student, fixed = drawn(call, classes, seed, scale)
+        before = [value.clone() for value in (student, *fixed)]
+        expected = computed(call, student, *fixed)
+        for _ in range(2):  # the second time in the same memory
+            for found, other in zip(player(student, [fixed])[0], expected, strict=True):
                 torch.testing.assert_close(found, other, rtol=2e-5, atol=2e-5)
-        assert all(torch.equal(value, other) for value, other in zip((*varying, *fixed), before, strict=True))
+        assert all(torch.equal(value, other) for value, other in zip((student, *fixed), before, strict=True))
+
+
+def test_columns_with_the_same_operations_share_them_and_nothing_else() -> None:
+    """All terms at once, twice over different teachers, one column with several: each is what it is alone."""
+    calls = [call_of(function) for function in ON_LOGITS] * 2
+    tapes, students, fixed = [], [], []
+    for number, call in enumerate(calls):
+        student, others = drawn(call, 5, number)
+        tapes.append((number - number // 7, Tape(partial(computed, call), [student], others), others))
+    player = Player(tapes, 5)
+    columns = 1 + tapes[-1][0]
+    for round_ in range(2):
+        students = [drawn(calls[0], 5, 100 * round_ + column)[0] for column in range(columns)]
+        fixed = [drawn(call, 5, 200 + 100 * round_ + number)[1] for number, call in enumerate(calls)]
+        found = player(torch.cat(students), fixed)
+        for (column, *_), call, others, own in zip(tapes, calls, fixed, found, strict=True):
+            for value, other in zip(own, computed(call, students[column], *others), strict=True):
+                torch.testing.assert_close(value, other, rtol=2e-5, atol=2e-5)
+    assert player.operations() < 0.8 * sum(Player([(0, *tape)], 5).operations() for _, *tape in tapes)
+
+
+def test_tapes_of_the_same_operations_are_one_call_each() -> None:
+    """Decoupled and refined differ in what is made of the teacher alone."""
+    tapes = []
+    for column, name in enumerate(("decoupled", "refined_logits", "refined_logits")):
+        call = call_of(CATALOGUE[name].function)
+        student, fixed = drawn(call, 10, column)
+        tapes.append((column, Tape(partial(computed, call), [student], fixed), fixed))
+    assert Player(tapes, 10).operations() == Player(tapes[:1], 10).operations()
 
 
 @pytest.mark.parametrize("name", ["kl_divergence", "decoupled", "refined_logits", "partial_label"])
 def test_what_the_teacher_says_is_computed_once(name: str) -> None:
     call = call_of(CATALOGUE[name].function)
-    varying, fixed = drawn(call, 10, 0)
-    tape = Tape(call.compute, varying, fixed)
-    prepared = tape.prepare(*fixed)
-    assert all(len(value) == ROWS for value in prepared)
+    student, fixed = drawn(call, 10, 0)
+    tape = Tape(partial(computed, call), [student], fixed)
+    assert all(len(value) == ROWS for value in tape.prepare(*fixed))
     with Counting() as whole:
-        call.compute(*varying, *fixed)
-    with Counting() as played:
-        tape.play(varying, prepared)
-    assert played.count < 0.9 * whole.count
+        computed(call, student, *fixed)
+    assert Player([(0, tape, fixed)], 10).operations() < 0.8 * whole.count
 
 
 def overwriting(student: Tensor, teacher: Tensor) -> list[Tensor]:
     logs = torch.log_softmax(teacher, 1)
     shares = logs.exp()
     logs.sub_(student).mul_(shares)
-    return [logs.sum(1), shares - student]
+    whole = torch.empty_like(student)
+    torch.sub(shares, student, out=whole)
+    first = whole[:, 0]
+    return [logs.sum(1) + first, whole.clone().unsqueeze(1).squeeze(1)]
 
 
-def test_overwriting_what_is_prepared_leaves_it_as_it_is() -> None:
-    student, teacher = torch.randn(6, 3), torch.randn(6, 3)
-    tape = Tape(overwriting, [student], [teacher])
-    prepared = tape.prepare(teacher)
+def test_what_is_overwritten_and_what_is_looked_at_are_as_they_were() -> None:
+    student, teacher = torch.randn(ROWS, 3), torch.randn(ROWS, 3)
+    player = Player([(0, Tape(overwriting, [student], [teacher]), [teacher])], 3)
     for seed in range(3):
-        student = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))
-        for found, other in zip(tape.play([student], prepared), overwriting(student, teacher), strict=True):
+        student = torch.randn(ROWS, 3, generator=torch.Generator().manual_seed(seed))
+        for found, other in zip(player(student, [[teacher]])[0], overwriting(student, teacher), strict=True):
             torch.testing.assert_close(found, other)
 
 
@@ -118,8 +192,20 @@ def test_an_overwritten_view_of_what_is_still_read_is_refused() -> None:
         lambda student, teacher: [student + torch.rand_like(teacher)],
         lambda student, teacher: [student.add_(teacher)],
         lambda student, teacher: [student + teacher.mean()],
+        lambda student, teacher: [student / len(teacher)],
+        lambda student, teacher: [student * 2 if len(teacher) > 12 else student],
+        lambda student, teacher: [(student - student.mean(0)) * teacher],
     ],
-    ids=["branch", "selection", "random", "overwrites its input", "not one row a sample"],
+    ids=[
+        "branch",
+        "selection",
+        "random",
+        "overwrites its input",
+        "not one row a sample",
+        "counts rows",
+        "branches on rows",
+        "looks at other rows",
+    ],
 )
 def test_what_depends_on_values_is_refused(function: Callable[..., Sequence[Tensor]]) -> None:
     with pytest.raises(CannotRecordError):
@@ -135,35 +221,37 @@ def test_prepared_of_all_samples_is_prepared_of_a_batch(alike: bool, count: int)
     """Streams with one teacher or one each; one column and three; blocks that do not divide the samples."""
     generator = torch.Generator().manual_seed(1)
     call = call_of(CATALOGUE["refined_logits"].function)
-    streams, size, columns = 2, 4, 3
+    streams, size = 2, 4
     teachers = [torch.randn(count, 5, generator=generator) for _ in range(1 if alike else streams)] * (
         2 if alike else 1
     )
-    labels = torch.randint(5, (count,), generator=generator)
+    labels = [torch.randint(5, (count,), generator=generator) for _ in range(2)]
     orders = Orders(count, batch_bounds(count, size), streams)
-    rows = streams * size
-    prepared = Prepared(count, orders, rows, limit=1 << 20)
-    tapes, keys = {}, {}
-    for several in (1, columns):
-        n = several * rows
-        sources = [(teacher, labels) for teacher in teachers]
-        tapes[several] = Tape(call.compute, [torch.zeros(5, n).t(), torch.ones(n)], block(sources[0], 0, n, count))
-        keys[several] = prepared.add(tapes[several], n, sources)
-        assert keys[several] == prepared.add(tapes[several], n, sources)
-    prepared.close()
+    prepared = Prepared(count, orders, streams * size, limit=1 << 20)
+    tape = Tape(partial(computed, call), [torch.zeros(count, 5)], [teachers[0], labels[0]])
+    sources = [[(teacher, own) for teacher in teachers] for own in labels]
+    found = [prepared.add(tape, columns) for columns in sources]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0] == prepared.add(tape, sources[0]), "the same data are held once"
+    assert [kind for kind, _ in found[0]] == [kind for kind, _ in found[1]]
+    # Two columns with labels of their own, one of them twice, and one by itself.
+    wanted = (0, 1, 0)
+    several = [[found[column][place][1] for column in wanted] for place in range(len(found[0]))]
+    alone = [[own] for _, own in found[1]]
+    held = prepared.lay_out([*several, *alone])
     order = [torch.randperm(count, generator=generator) for _ in range(streams)]
     prepared.begin_epoch(orders.flat(order), order)
     for start in range(0, count - size + 1, size):
         prepared.begin_batch(orders.part(start, start + size))
-        for several, key in keys.items():
-            assert key is not None
-            found = prepared.batch([key] * several)
-            picked = [own[start : start + size] for own in order]
-            teacher = torch.cat([source[own] for source, own in zip(teachers, picked, strict=True)] * several)
-            label = torch.cat([labels[own] for own in picked] * several)
-            for value, other in zip(found, tapes[several].prepare(teacher, label), strict=True):
+        picked = [own[start : start + size] for own in order]
+        teacher = torch.cat([source[own] for source, own in zip(teachers, picked, strict=True)])
+        label = [torch.cat([own_labels[own] for own in picked]) for own_labels in labels]
+        for columns, values in ((wanted, held[: len(several)]), ((1,), held[len(several) :])):
+            given = torch.cat([teacher] * len(columns)), torch.cat([label[column] for column in columns])
+            for value, other in zip(values, tape.prepare(*given), strict=True):
                 torch.testing.assert_close(value, other)
-    assert Prepared(count, orders, rows, limit=10).add(tapes[1], rows, sources) is None
+    assert Prepared(count, orders, streams * size, limit=10).add(tape, sources[0]) is None
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 20])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from limbeck.augment import Augmented, bind, check_teacher_views, teacher_by_view, views_for
 from limbeck.callbacks import Callback
-from limbeck.errors import CheckpointError, ConfigError, LimbeckError, unknown_name
+from limbeck.errors import CheckpointError, ConfigError, LimbeckError, RecipeError, unknown_name
 from limbeck.heads import FeatureTap, TransplantedStudent, refit_dfr, replace_head, transplant, transplant_weights
 from limbeck.loop import Fitted, Stage, restored, train_stage
 from limbeck.modes import evaluating
@@ -89,10 +89,11 @@ def fit(
         classes=data.num_classes, groups=None if groups is None else groups.names, teacher=source is not None
     )
     data.check(groups_required=recipe.needs_groups)
+    train = data.train
+    named = named_error_set(recipe, train)
     if source is not None and recipe.teacher_outputs:
         require_outputs(source, recipe.teacher_outputs, by=f"recipe {recipe.name!r}")
-        source.check(data.train, sorted(recipe.teacher_outputs))
-    train = data.train
+        source.check(train, sorted(recipe.teacher_outputs))
     views = views_for(recipe, training.views, train, seed=seed)
     if source is not None and recipe.teacher_outputs:
         check_teacher_views(source, views)
@@ -145,7 +146,7 @@ def fit(
         context: dict[str, Any] = {}
         if recipe.arbitrate is not None and arbitration is not None:
             details["arbitration"] = arbitration.to_dict()
-        if recipe.identify is not None:
+        if recipe.identify is not None and recipe.identify.trains:
             short = replace(training, epochs=recipe.identify.epochs, schedule="constant")
             biased = run(
                 "identify",
@@ -158,6 +159,9 @@ def fit(
             )
             earlier["identify"] = biased
             context["error_set"] = find_error_set(biased, train, recipe.identify.source)
+        elif named is not None:
+            context["error_set"] = named
+        if "error_set" in context:
             details["error_set"] = describe_error_set(context["error_set"], train)
         if recipe.rounds > 1 and source is None:
             earlier["round 1"] = run("round 1", initial, as_recipe("erm"), None)
@@ -404,6 +408,29 @@ def find_error_set(biased: Fitted, train: Data, source: str) -> Tensor:
         return biased.details["wrong"]  # type: ignore[no-any-return]
     logits = batched_logits(biased.model, InputReader(train), len(train))
     return logits.argmax(1) != torch.from_numpy(np.ascontiguousarray(train.y))
+
+
+def named_error_set(recipe: Recipe, train: Data) -> Tensor | None:
+    """The training rows `[n]` in the groups that `identify` names; None where it names none.
+
+    Samples of unknown group are in no group.
+
+    Raises:
+        RecipeError: for an unknown name, and where they are no training sample or all of them.
+    """
+    identify = recipe.identify
+    if identify is None or identify.trains:
+        return None
+    index, names = (np.full(len(train), -1), ()) if train.groups is None else (train.groups.index, train.groups.names)
+    inside = np.isin(index, identify.members(names))
+    if inside.all() or not inside.any():
+        how_many = "all" if inside.all() else "none"
+        raise RecipeError(
+            f"recipe {recipe.name!r}: {how_many} of the {len(train):,} training samples are in the groups named by "
+            f"identify ({', '.join(identify.groups)}), so that nothing weighs more than the rest: name others of "
+            f"{', '.join(names)}"
+        )
+    return torch.from_numpy(inside)
 
 
 def describe_error_set(error_set: Tensor, train: Data) -> dict[str, Any]:

@@ -274,6 +274,7 @@ def arbitration(
     distil: float = 0.0,
     relations: float = 0.0,
     temperature: float = 4.0,
+    witness: str = "auto",
 ) -> Recipe:
     terms = [Term.named("soft_cross_entropy", weight=1 - distil)]
     if distil:
@@ -283,7 +284,7 @@ def arbitration(
             Term.named("expected_refined_logits", weight=relations, temperature=temperature, warmup=ONE_TWELFTH)
         )
     names = None if attribute is None else (attribute,) if isinstance(attribute, str) else tuple(attribute)
-    step = Arbitrate(names, judge, gamma=gamma, noise=noise)
+    step = Arbitrate(names, judge, gamma=gamma, noise=noise, witness=witness)
     return Recipe(terms, arbitrate=step, sampling="posterior")
 
 
@@ -334,6 +335,7 @@ PRESETS: Mapping[str, Preset] = {
         "arXiv 2302.11187",
         "teacher",
         labels="validation groups, to choose λ, T and the epoch",
+        note="identify: {groups: [name, …]} makes the error set of groups, declared or found",
     ),
     "groupdistil": Preset(
         groupdistil,
@@ -414,6 +416,7 @@ PRESETS: Mapping[str, Preset] = {
         "Liu et al. 2021, arXiv 2107.09044",
         "label",
         labels="validation groups, to choose λ and T",
+        note="identify: {groups: [name, …]} makes the error set of groups, declared or found",
     ),
     "lff": Preset(lff, "Learning from failure", "Nam et al. 2020, arXiv 2007.02561", "label"),
     "dfr": Preset(

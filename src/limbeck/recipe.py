@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +29,9 @@ from limbeck.weighting.catalogue import WEIGHTINGS
 
 Plain = Mapping[str, Any]
 T = TypeVar("T")
+ERROR_SOURCES = ("eval", "online", "groups")
 SAMPLINGS = ("shuffle", "group_balanced", "class_balanced", "posterior")
+WITNESSES = ("auto", "always", "never")
 TEACHER_FIELDS = ("teacher_logits", "teachers_logits", "teacher_features", "teacher_maps")
 
 
@@ -201,22 +204,64 @@ class Head:
 
 @dataclass(frozen=True)
 class Identify:
-    """Train a plain student first; the training samples it gets wrong are the error set (JTT, DeTT).
+    """Where the error set is from: what a plain student gets wrong after a short training (JTT, DeTT), or groups.
 
     Args:
-        epochs: how long; short, so that it has learned the shortcut and not yet the exceptions.
+        epochs: how long that student is trained; short, so that it has learned the shortcut and not yet the exceptions.
         source: `eval` takes the errors of a clean pass afterwards, `online` those met while training in its last epoch
-            (as JTT's code collects them).
+            (as JTT's code collects them), `groups` the members of `groups`, for which nothing is trained.
+        groups: names of groups, declared or found; `*` stands for any text, as in `label=*: wrong`. They imply
+            `source="groups"`.
     """
 
     epochs: int = 1
     source: str = "eval"
+    groups: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        groups = (self.groups,) if isinstance(self.groups, str) else tuple(map(str, self.groups))
+        object.__setattr__(self, "groups", groups)
+        if groups and self.source == "eval":
+            object.__setattr__(self, "source", "groups")
         if self.epochs < 1:
             raise RecipeError(f"identification needs at least one epoch, found {self.epochs}")
-        if self.source not in ("eval", "online"):
-            raise RecipeError(unknown_name("source of the error set", self.source, ("eval", "online")))
+        if self.source not in ERROR_SOURCES:
+            raise RecipeError(unknown_name("source of the error set", self.source, ERROR_SOURCES))
+        if self.source == "groups" and not groups:
+            raise RecipeError(
+                "identify: the error set is to be made of groups, and none is named: add groups: [name, …]"
+            )
+        if groups and (self.source != "groups" or self.epochs != 1):
+            extra = "epochs" if self.source == "groups" else "source"
+            raise RecipeError(
+                f"identify: the error set is made of the groups named, for which nothing is trained: leave {extra} out"
+            )
+
+    @property
+    def trains(self) -> bool:
+        """Whether a plain student is trained to find the error set."""
+        return self.source != "groups"
+
+    def members(self, names: Sequence[str]) -> list[int]:
+        """The numbers of the groups named, among `names`, each once and in order.
+
+        Raises:
+            RecipeError: for a name that no group has, with the nearest one.
+        """
+        found: set[int] = set()
+        for wanted in self.groups:
+            written = re.compile(".*".join(map(re.escape, wanted.split("*"))), re.DOTALL)
+            numbers = [number for number, name in enumerate(names) if written.fullmatch(name)]
+            if not numbers:
+                raise RecipeError("identify: " + unknown_name("group", wanted, names))
+            found.update(numbers)
+        return sorted(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, of what there is to say: groups, or how the error set is found."""
+        if self.groups:
+            return {"groups": list(self.groups)}
+        return {"epochs": self.epochs, "source": self.source}
 
 
 @dataclass(frozen=True)
@@ -241,6 +286,8 @@ class Arbitrate:
         folds, rounds, noise: see `limbeck.arbitrate`.
         gamma: how far the weights even out the cells (attribute, class), 0 to 1.
         protect: classes or groups by name with the share that may be corrected.
+        witness: `auto` hears a teacher that is given and has not learned the labels by heart, `always` needs one and
+            hears it, `never` does not.
     """
 
     attribute: str | tuple[str, ...] | None = None
@@ -250,8 +297,11 @@ class Arbitrate:
     gamma: float = 0.7
     noise: str = "shared"
     protect: Plain = field(default_factory=dict)
+    witness: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.witness not in WITNESSES:
+            raise RecipeError("arbitrate: " + unknown_name("witness", self.witness, WITNESSES))
         if self.attribute is not None:
             names = [self.attribute] if isinstance(self.attribute, str) else self.attribute
             object.__setattr__(self, "attribute", tuple(names))
@@ -357,7 +407,7 @@ class Recipe:
         head: None, "transplant" or a `Head`: end in the teacher's frozen last layer.
         sampling: `shuffle` (each sample once an epoch), `group_balanced` / `class_balanced` (with replacement, a
             sample of a group of n_g drawn with weight N/n_g), or `posterior` (with the weights of `arbitrate`).
-        identify: train a biased model first and hand its error set to the weighting.
+        identify: train a biased model first and hand its error set to the weighting; or name the groups it is made of.
         refit: refit the last layer afterwards on held-out, group-balanced samples.
         rounds: more than one repeats: round 1 is a plain student (or the teacher that is given), round t has the
             student of round t-1 as its teacher.
@@ -426,7 +476,7 @@ class Recipe:
         ):
             raise RecipeError(
                 f"recipe {self.name!r}: the weighting {self.weighting.name!r} needs an error set; add "
-                "identify: {epochs: 1} so that one is found"
+                "identify: {epochs: 1} so that one is found, or identify: {groups: [name, …]}"
             )
         if self.identify is not None and "error_set" not in self.weighting.context:
             raise RecipeError(
@@ -459,7 +509,9 @@ class Recipe:
     def needs_teacher(self) -> bool:
         """Whether somebody must give a teacher (more rounds make their own)."""
         asks = self.head is not None or any(name in self.needs for name in TEACHER_FIELDS)
-        asks = asks or (self.arbitrate is not None and self.arbitrate.judge == "teacher")
+        asks = asks or (
+            self.arbitrate is not None and (self.arbitrate.judge == "teacher" or self.arbitrate.witness == "always")
+        )
         return asks and self.rounds == 1 and self.choose is None
 
     @property
@@ -479,6 +531,8 @@ class Recipe:
             "teacher_maps": "maps",
         }
         found = {wanted[name] for name in self.needs if name in wanted}
+        if self.arbitrate is not None and self.arbitrate.witness == "always":
+            found.add("logits")
         return frozenset(found | ({"head"} if self.head is not None else set()))
 
     @property
@@ -518,6 +572,17 @@ class Recipe:
                 "declare them "
                 "(groups: [column, …]), or use a recipe without groups such as 'dett', 'jtt' or 'erm'"
             )
+        if self.identify is not None and not self.identify.trains:
+            if not groups:
+                raise RecipeError(
+                    f"recipe {self.name!r} makes its error set of groups ({', '.join(self.identify.groups)}), and "
+                    "there are none: declare them (groups: [column, …]), let them be found (groups: {discover: "
+                    "errors}), or write identify: {epochs: 1} so that a plain student finds the error set"
+                )
+            try:
+                self.identify.members(groups)
+            except RecipeError as error:
+                raise RecipeError(f"recipe {self.name!r}: {error}") from None
         if teacher is False and self.needs_teacher:
             raise RecipeError(
                 f"recipe {self.name!r} learns from a teacher, and none is given: pass teacher=…, or use a "
@@ -553,7 +618,9 @@ class Recipe:
         """Plain data that `Recipe.from_dict` turns back into an equal recipe."""
         found: dict[str, Any] = {"name": self.name, "terms": [term.to_dict() for term in self.terms]}
         found["weighting"] = self.weighting.to_dict()
-        for name in ("head", "identify", "refit", "arbitrate"):
+        if self.identify is not None:
+            found["identify"] = self.identify.to_dict()
+        for name in ("head", "refit", "arbitrate"):
             if (part := getattr(self, name)) is not None:
                 values = dataclasses.asdict(part)
                 found[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from limbeck.audits.cap import Reach, Resampled, resample
 from limbeck.audits.crossfit import deal_folds
 from limbeck.audits.noise import Floats, Integers
+from limbeck.audits.said import Said
 from limbeck.data.columns import Groups
 from limbeck.data.splits import TEST, TRAIN, VALIDATION
 from limbeck.errors import ConfigError, RecipeError
@@ -149,15 +150,15 @@ def run_trial(
 
     if folds < 3:
         raise ConfigError(f"folds: a trial trains on all but two, so three are needed, found {folds}")
-    left_out = {recipe.name: _why_not(recipe, seen, log_probabilities is not None) for recipe in recipes}
-    wanted = {PLAIN: as_recipe(PLAIN), **{each.name: each for each in recipes if not left_out[each.name]}}
     part = _drawn(len(seen), seed)
     data = seen.subset(part)
+    left_out = {recipe.name: _why_not(recipe, data, log_probabilities is not None) for recipe in recipes}
+    wanted = {PLAIN: as_recipe(PLAIN), **{each.name: each for each in recipes if not left_out[each.name]}}
     cells = groups.index[part] * data.num_classes + data.y
     fold = deal_folds(cells, folds, seed)
-    base, described = data, "the student given"
+    base, described = data, Said("trial.given")
     if student is None:
-        described = "a linear student"
+        described = Said("trial.linear")
         x = _standardised(np.asarray(features)[part])
         base, student = data.replace(x=x, feature_names=None), partial(_linear, x.shape[1], data.num_classes)
     fitted = fit_probes(
@@ -200,6 +201,14 @@ def _why_not(recipe: Recipe, seen: Data, taught: bool) -> str:
         or (recipe.identify is not None and recipe.identify.source == "online")
     ):
         return "it is more than a loss and weights, and is not tried in passing"
+    # A group is dealt to the folds evenly: with as many samples as folds, some are in every part to train on.
+    counts = np.zeros(0, np.int64) if seen.groups is None else seen.groups.counts()
+    if recipe.needs_groups and counts.min(initial=FOLDS) < FOLDS:
+        return "it weighs groups, and one has too few samples for every fold"
+    if recipe.identify is not None and not recipe.identify.trains and seen.groups is not None:
+        named = recipe.identify.members(seen.groups.names)
+        if min(counts[named].max(), np.delete(counts, named).max(initial=0)) < FOLDS:
+            return "its error set, or what is not in it, has too few samples for every fold"
     return ""
 
 

@@ -79,6 +79,11 @@ class Discovery:
         return "labels" in self.rule.reads
 
     @property
+    def worse(self) -> tuple[str, ...]:
+        """Those that are worse out of sample, the worst first: what an error set is made of where nothing is said."""
+        return () if self.quality is None else tuple(part.name for part in self.quality.worse)
+
+    @property
     def groups(self) -> Groups:
         """The groups of all samples, in their order."""
         return self._groups(self.index)
@@ -123,7 +128,7 @@ class Discovery:
             DataError: for an unknown name, or where no group is worse out of sample and none is named.
         """
         if groups is None:
-            groups = () if self.quality is None else [part.name for part in self.quality.worse]
+            groups = self.worse
             if not groups:
                 raise DataError("no group found is worse out of sample, so there is no error set: name groups=[…]")
         for name in groups:
@@ -167,6 +172,7 @@ class Discovery:
             "options": dict(self.options),
             "consumes": self.consumes,
             "groups": list(self.names),
+            "worse": list(self.worse),
             "rules": list(self.rule.texts),
             "counts": counts,
             "quality": None if self.quality is None else self.quality.to_dict(),
@@ -180,6 +186,10 @@ class Discovery:
             lines += [f"  {n:>7,} training samples  {name}" for name, n in zip(self.names, training, strict=True)]
         else:
             lines.append(str(self.quality))
+        if self.worse:
+            # As a configuration takes it: JSON is YAML.
+            named = json.dumps(list(self.worse), ensure_ascii=False)
+            lines.append(f"  the error set of DeTT or JTT: identify: {{groups: {named}}}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def _groups(self, index: IntArray) -> Groups:

@@ -193,6 +193,9 @@ def prepare(
 
 def find_error_set(initial: nn.Module, data: Data, recipe: Recipe, training: Training, seed: int) -> Tensor:
     assert recipe.identify is not None
+    named = fitting.named_error_set(recipe, data.train)
+    if named is not None:
+        return named
     if recipe.identify.source == "online":
         raise RecipeError(
             f"recipe {recipe.name!r}: an error set met while training (source: online) is found by limbeck.fit only; "

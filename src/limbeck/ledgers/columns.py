@@ -2,7 +2,7 @@
 
 Shares are stored as plain 32-bit floats, so that every reader knows them, but rounded to eleven significant binary
 digits (an error of at most 1/2048 of the value), split by byte and compressed: about two bytes each. Names are
-dictionaries.
+dictionaries, whose codes are packed to as many bits as they need and so are hardly smaller when compressed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ SHARES = (
     "weight_last",
     "weight_mean",
 )
-_NAMES = ("run", "label", "group", *(f"{who}_{rank}" for who in ("teacher", "target") for rank in range(1, RANKS + 1)))
 
 SCHEMA = pa.schema(
     [
@@ -69,15 +68,16 @@ EPOCHS = pa.schema(
 )
 """One row an epoch and group: its mean training loss and, under group DRO, its weight q; group null for all samples."""
 
+_NAMES = tuple(field.name for field in SCHEMA if pa.types.is_dictionary(field.type))
 _ROUND = np.uint32(1 << 12)
 _KEEP = np.uint32(0xFFFFE000)
 
 
 def rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """To eleven significant binary digits; NaN stays NaN, 1 stays 1."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    found: NDArray[np.float32] = ((bits + _ROUND) & _KEEP).view(np.float32)
-    return np.where(np.isnan(values), np.float32(np.nan), found)
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) + _ROUND
+    bits &= _KEEP
+    return bits.view(np.float32)
 
 
 def shares(values: NDArray[np.float32] | None, count: int) -> pa.Array:
@@ -88,24 +88,33 @@ def shares(values: NDArray[np.float32] | None, count: int) -> pa.Array:
     return pa.array(rounded(values), pa.float32(), mask=missing if missing.any() else None)
 
 
-def named(codes: NDArray[Any] | None, names: Sequence[str], count: int, kind: pa.DataType) -> pa.Array:
-    """A column of names by their codes; null where the code is negative, and everywhere for None."""
-    codes = np.full(count, -1) if codes is None else codes
-    index = pa.array(codes, kind.index_type, mask=codes < 0)
-    return pa.DictionaryArray.from_arrays(index, pa.array([str(name) for name in names], pa.string()))
+def words(names: Sequence[Any]) -> pa.Array:
+    """The names that codes stand for."""
+    return pa.array([str(name) for name in names], pa.string())
+
+
+def named(codes: NDArray[Any] | None, names: pa.Array, count: int, kind: pa.DataType) -> pa.Array:
+    """A column of names (`words`) by their codes; null where the code is negative, and everywhere for None."""
+    if codes is None:
+        return pa.DictionaryArray.from_arrays(pa.nulls(count, kind.index_type), names)
+    absent = codes < 0
+    small = codes.astype(kind.index_type.to_pandas_dtype(), copy=False)
+    return pa.DictionaryArray.from_arrays(pa.array(small, mask=absent if absent.any() else None), names)
 
 
 def write_options() -> dict[str, Any]:
-    """How a ledger is written: see the module."""
+    """How a ledger is written: see the module. Statistics are of use where values have an order, as ids have."""
     return {
-        "compression": "zstd",
-        "use_dictionary": [*_NAMES, "rule"],
+        "compression": {name: "none" if name in _NAMES else "zstd" for name in SCHEMA.names},
+        "use_dictionary": list(_NAMES),
         "column_encoding": {"id": "DELTA_BINARY_PACKED", **dict.fromkeys(SHARES, "BYTE_STREAM_SPLIT")},
-        "write_statistics": True,
+        "write_statistics": ["id"],
         "row_group_size": 1 << 17,
     }
 
 
-def write(table: pa.Table, sink: Any) -> None:
-    """Write the table of samples."""
-    pq.write_table(table, sink, **write_options())
+def written(table: pa.Table, **options: Any) -> bytes:
+    """The table as a Parquet file."""
+    stream = pa.BufferOutputStream()
+    pq.write_table(table, stream, **options)
+    return stream.getvalue().to_pybytes()  # type: ignore[no-any-return]

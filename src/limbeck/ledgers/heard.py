@@ -91,8 +91,10 @@ class HeardTeacher(Source):
         axis = 1 if name == "teachers_logits" else 0
         ids = torch.cat(self._ids).numpy()
         values = parts[0] if len(parts) == 1 else torch.cat(parts, axis)
-        if np.array_equal(ids, data.ids):
-            return values
+        # All in one go, after what was asked to see what it says at all, is the rule.
+        early = len(ids) - len(data.ids)
+        if early >= 0 and np.array_equal(ids[early:], data.ids):
+            return values.narrow(axis, early, len(data.ids))
         order = np.argsort(ids, kind="stable")
         place = np.searchsorted(ids[order], data.ids).clip(max=len(ids) - 1)
         if not np.array_equal(ids[order][place], data.ids):

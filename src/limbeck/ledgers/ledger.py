@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,15 @@ from torch import Tensor
 from limbeck import __version__
 from limbeck.checkpoint import write_atomically
 from limbeck.errors import ConfigError, DataError, TeacherError, unknown_name
-from limbeck.ledgers.columns import EPOCHS, RANKS, SCHEMA, named, shares, write
+from limbeck.fitting import named_error_set
+from limbeck.ledgers.columns import EPOCHS, RANKS, SCHEMA, named, shares, words, write_options, written
 from limbeck.ledgers.heard import HeardTeacher
 from limbeck.ledgers.targets import Samples, Speaker, mixed, rules_of, speakers
-from limbeck.ledgers.weights import Weights, sample_weights
+from limbeck.ledgers.weights import Weights, sample_weights, weight_rule
+from limbeck.ledgers.wide import by_class, first_choice
 from limbeck.predict import model_inputs, predict_logits
 from limbeck.recipe import Recipe
-from limbeck.teachers import as_teacher, batch_axis
+from limbeck.teachers import Teacher, as_teacher, batch_axis
 from limbeck.teachers.asking import Column, asked_columns
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ class Ledger:
         """
         train, recipe = data.train, fitted.recipe
         notes: list[str] = []
-        spoken = _spoken(fitted, train, teacher, logits, notes)
+        source = None if teacher is None else as_teacher(teacher)
+        spoken = _spoken(fitted, train, source, logits, notes)
         arbitration = getattr(fitted, "arbitration", None) if arbitration is None else arbitration
         posterior, drawn, spared = _arbitrated(arbitration, recipe, train)
         found, silent = speakers(
@@ -109,7 +112,7 @@ class Ledger:
             "seed": fitted.seed,
             "epochs": len(fitted.history),
             "data": {"name": data.name, "fingerprint": data.fingerprint()},
-            "teacher": None if teacher is None else as_teacher(teacher).fingerprint(),
+            "teacher": None if source is None else source.fingerprint(),
             "classes": list(data.classes),
             "groups": [] if train.groups is None else list(train.groups.names),
             "terms": [{"term": speaker.term.name, "factor": speaker.factor} for speaker in found],
@@ -129,15 +132,15 @@ class Ledger:
         """
         root = Path(folder)
         note = {b"limbeck": json.dumps(self.meta, sort_keys=True).encode()}
-        for kind, table in (("epochs", self.epochs), ("samples", self.samples)):
-            stream = io.BytesIO()
-            described = table.replace_schema_metadata(note)
-            if kind == "samples":
-                write(described, stream)
-            else:
-                pq.write_table(described, stream)
-            write_atomically(root / kind / f"{self.run}.parquet", stream.getvalue())
-        return root / "samples" / f"{self.run}.parquet"
+        files = {kind: root / kind / f"{self.run}.parquet" for kind in ("epochs", "samples")}
+        epochs = written(self.epochs.replace_schema_metadata(note))
+        # The disk takes its time: the samples are encoded meanwhile. They come last, as a run is known by their file.
+        with ThreadPoolExecutor(1) as flusher:
+            flushed = flusher.submit(write_atomically, files["epochs"], epochs)
+            samples = written(self.samples.replace_schema_metadata(note), **write_options())
+            flushed.result()
+        write_atomically(files["samples"], samples)
+        return files["samples"]
 
     @classmethod
     def read(cls, path: str | Path, run: str | None = None) -> Ledger:
@@ -231,7 +234,7 @@ class Ledger:
         return _plain(table.take(np.argsort(-moved, kind="stable")[:n]))
 
     def why(self, sample: int) -> dict[str, Any]:
-        """All that is known of one training sample.
+        """All that is known of one training sample; `weight_rule` says why it weighs more, where an error set is why.
 
         Raises:
             ConfigError: where it is no training sample of this run.
@@ -239,7 +242,8 @@ class Ledger:
         place = np.flatnonzero(self.samples["id"].to_numpy() == sample)
         if not len(place):
             raise ConfigError(f"id {sample} is no training sample of {self.run}, which has {len(self):,}")
-        return _plain(self.samples.take(place[:1]))[0]
+        row = _plain(self.samples.take(place[:1]))[0]
+        return {**row, "weight_rule": weight_rule(self.meta["recipe"], self.meta["groups"], row)}
 
     def diff(self, other: Ledger, n: int = 20) -> dict[str, Any]:
         """What two runs told the same samples.
@@ -325,7 +329,7 @@ Spoken = Callable[[slice], Tensor]
 """From rows of the training samples to the teacher's logits of them `[B, C]`."""
 
 
-def _spoken(fitted: Fitted, train: Data, teacher: Any, logits: Any, notes: list[str]) -> Spoken | None:
+def _spoken(fitted: Fitted, train: Data, source: Teacher | None, logits: Any, notes: list[str]) -> Spoken | None:
     """What the teacher said that the student itself learned from; asked for chunk by chunk where it was not kept."""
     if logits is not None:
         given = torch.as_tensor(logits)
@@ -340,16 +344,18 @@ def _spoken(fitted: Fitted, train: Data, teacher: Any, logits: Any, notes: list[
         last = max(rounds, key=lambda name: int(name.removeprefix("round ")))
         notes.append(f"the teacher is the student of {last}")
         return torch.from_numpy(predict_logits(fitted.earlier[last], train)).__getitem__
-    if teacher is None:
+    if source is None:
         return None
-    source = as_teacher(teacher)
-    kind = next((name for name in ("logits", "teachers_logits") if name in source.supplies), None)
+    supplies = source.supplies
+    kind = next((name for name in ("logits", "teachers_logits") if name in supplies), None)
     if kind is None:
         notes.append("the teacher gives no logits, so what it said of the classes is not in it")
         return None
     heard = source.logits_of(train) if isinstance(source, HeardTeacher) else None
     whole: Column = heard if heard is not None else asked_columns(source, train, (kind,), dict, (kind,))[kind]
     axis = batch_axis(kind)
+    if kind == "logits" and isinstance(whole, Tensor):
+        return whole.__getitem__
     if kind == "logits":
         return lambda rows: whole.index_select(axis, _places(rows, len(train)))
     biased = fitted.recipe.weighting.options.get("biased")
@@ -383,6 +389,9 @@ def _arbitrated(
 
 
 def _error_set(fitted: Fitted, train: Data) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    named = named_error_set(fitted.recipe, train)
+    if named is not None:
+        return named.numpy()
     biased = fitted.earlier.get("identify")
     if biased is None:
         return None
@@ -425,43 +434,44 @@ def _samples(
     with torch.no_grad():
         for start in range(0, count, step):
             rows = slice(start, start + step)
-            teacher = None if spoken is None else spoken(rows).float()
-            judged = None if posterior is None else posterior[rows]
+            teacher = None if spoken is None else by_class(spoken(rows).float())
+            judged = None if posterior is None else by_class(posterior[rows])
             samples = Samples(labels[rows], classes, teacher, None, share_right, epochs, judged)
             columns.fill(rows, samples, found)
-    # A rule only counts where it occurs.
-    used, codes = np.unique(columns.rule, return_inverse=True)
-    rules = rules_of(found)
     kinds = {field.name: field.type for field in SCHEMA}
+    # A rule only counts where it occurs.
+    rules, used = rules_of(found), np.flatnonzero(np.bincount(columns.rule))
+    codes = np.zeros(len(rules), np.int16)
+    codes[used] = np.arange(len(used))
     heard = columns.withheld | flags["held_back"]
     if weights is not None:
         heard = heard | (weights.mean == 0)
+    classes_of = words(train.classes)
     values: dict[str, pa.Array] = {
-        "run": named(np.zeros(count, np.int8), [run], count, kinds["run"]),
+        "run": named(np.zeros(count, np.int8), words([run]), count, kinds["run"]),
         "id": pa.array(train.ids),
-        "label": named(train.y, train.classes, count, kinds["label"]),
+        "label": named(train.y, classes_of, count, kinds["label"]),
         "group": named(
             None if train.groups is None else train.groups.index,
-            () if train.groups is None else train.groups.names,
+            words(() if train.groups is None else train.groups.names),
             count,
             kinds["group"],
         ),
-        "rule": named(codes.astype(np.int16), [rules[code] for code in used], count, kinds["rule"]),
+        "rule": named(codes[columns.rule], words([rules[code] for code in used]), count, kinds["rule"]),
         "masked": pa.nulls(count, pa.int32()) if columns.masked is None else pa.array(columns.masked, pa.int32()),
         "teacher_label_probability": shares(columns.on_label, count),
         "moved_from_label": shares(columns.from_label, count),
         "moved_from_teacher": shares(columns.from_teacher, count),
-        "weight_first": shares(None if weights is None else weights.first, count),
-        "weight_last": shares(None if weights is None else weights.last, count),
-        "weight_mean": shares(None if weights is None else weights.mean, count),
         "held_back": pa.array(heard),
         "reviewed": pa.array(flags["reviewed"]),
     }
     for who, ranks in (("teacher", columns.teacher), ("target", columns.target)):
         for rank in range(RANKS):
             codes_of, probabilities = (None, None) if ranks is None or rank >= classes else ranks[rank]
-            values[f"{who}_{rank + 1}"] = named(codes_of, train.classes, count, kinds[f"{who}_{rank + 1}"])
+            values[f"{who}_{rank + 1}"] = named(codes_of, classes_of, count, kinds[f"{who}_{rank + 1}"])
             values[f"{who}_{rank + 1}_probability"] = shares(probabilities, count)
+    for when in ("first", "last", "mean"):
+        values[f"weight_{when}"] = shares(None if weights is None else getattr(weights, when), count)
     return pa.table([values[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
@@ -477,7 +487,7 @@ class _Columns:
         self.on_label = np.empty(count, np.float32) if teacher else None
         self.from_label = np.empty(count, np.float32) if told else None
         self.from_teacher = np.empty(count, np.float32) if told and teacher else None
-        self.rule = np.empty(count, np.int64)
+        self.rule = np.empty(count, np.int32)
         self.withheld = np.zeros(count, bool)
         self.masked: np.ndarray[Any, np.dtype[np.int32]] | None = None
         self._count = count
@@ -509,14 +519,15 @@ def _ranks(count: int, classes: int) -> _Ranks:
 
 def _largest(probabilities: Tensor, ranks: _Ranks, rows: slice) -> None:
     """The likeliest classes by rank, of equal ones the first. Overwrites `probabilities`."""
-    values = probabilities.numpy()
-    nothing = np.isnan(values[:, 0])
-    every = np.arange(len(values))
+    nothing = probabilities[:, 0].isnan().numpy()
     for codes, shares_of in ranks:
-        place = values.argmax(1)
-        shares_of[rows] = values[every, place]
-        codes[rows] = np.where(nothing, -1, place)
-        values[every, place] = np.where(nothing, np.nan, -1.0)
+        largest, place = first_choice(probabilities)
+        shares_of[rows] = largest.squeeze(1).numpy()
+        codes[rows] = place.squeeze(1).numpy()
+        codes[rows][nothing] = -1
+        probabilities.scatter_(1, place, -1.0)
+    for _, shares_of in ranks:
+        shares_of[rows][nothing] = np.nan
 
 
 def _share_right(spoken: Spoken | None, labels: Tensor, found: Sequence[Speaker], step: int) -> float:
@@ -526,21 +537,27 @@ def _share_right(spoken: Spoken | None, labels: Tensor, found: Sequence[Speaker]
     right = 0
     for start in range(0, len(labels), step):
         rows = slice(start, start + step)
-        right += int((spoken(rows).argmax(1) == labels[rows]).sum())
+        right += int((first_choice(by_class(spoken(rows).float()))[1].squeeze(1) == labels[rows]).sum())
     return right / len(labels)
 
 
 def _epochs(run: str, fitted: Fitted, groups: Sequence[str]) -> pa.Table:
-    rows: list[dict[str, Any]] = []
+    nothing: list[float | None] = [None] * len(groups)
+    epochs, of_group, losses, q = [], [], [], []
     for record in fitted.history:
-        common = {"run": run, "epoch": record["epoch"]}
-        rows.append({**common, "group": None, "loss": record["loss"], "q": None})
-        losses, q = (record.get(name) or [None] * len(groups) for name in ("group_losses", "group_weights"))
-        rows += [{**common, "group": name, "loss": loss, "q": weight} for name, loss, weight in zip(groups, losses, q)]
-    plain = pa.schema(
-        [(field.name, field.type.value_type if field.name in ("run", "group") else field.type) for field in EPOCHS]
-    )
-    return pa.Table.from_pylist(rows, schema=plain).cast(EPOCHS)
+        epochs += [record["epoch"]] * (1 + len(groups))
+        of_group += [-1, *range(len(groups))]
+        losses += [record["loss"], *(record.get("group_losses") or nothing)]
+        q += [None, *(record.get("group_weights") or nothing)]
+    count, kinds = len(epochs), {field.name: field.type for field in EPOCHS}
+    columns = {
+        "run": named(np.zeros(count, np.int8), words([run]), count, kinds["run"]),
+        "epoch": pa.array(epochs, kinds["epoch"]),
+        "group": named(np.array(of_group, np.int32), words(groups), count, kinds["group"]),
+        "loss": pa.array(losses, kinds["loss"]),
+        "q": pa.array(q, kinds["q"]),
+    }
+    return pa.table(columns, schema=EPOCHS)
 
 
 def _present(column: Any) -> list[str]:

@@ -25,9 +25,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.ledgers.wide import below, by_class, choose, first_choice, logsumexp, onehot, softmax
 from limbeck.recipe import Recipe, Term
 from limbeck.terms.basic import standardise
 from limbeck.terms.catalogue import CATALOGUE, options
@@ -35,8 +35,6 @@ from limbeck.terms.partial import partial_targets
 from limbeck.terms.rectified import rectify
 
 _EPSILON = 1e-7  # of `standardise`
-_SHORT = 64
-"""Classes up to which a softmax of whole-table operations is faster than torch's, which works row by row."""
 
 EDITS: Mapping[str, str] = MappingProxyType(
     {
@@ -69,7 +67,7 @@ class Samples:
     Args:
         labels: `[B]`, int64.
         classes: C.
-        teacher: logits `[B, C]`, float32; None where there are none.
+        teacher: logits `[B, C]`, float32, best laid out `by_class`; None where there are none.
         scale: `[B, 1]`, what one unit of these logits is of the teacher's own (1 unless they are standardised).
         share_right: the share of all training samples that the teacher has right.
         epochs: of the training.
@@ -98,12 +96,17 @@ class Samples:
     @property
     def onehot(self) -> Tensor:
         """The labels as distributions `[B, C]`."""
-        return F.one_hot(self.labels, self.classes).float()
+        return onehot(self.labels, self.classes)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The teacher's first choice, `[B, 1]`."""
+        return first_choice(self.logits)[1]
 
     @property
     def wrong(self) -> Tensor:
         """Where the teacher's first choice is not the label, bool `[B]`."""
-        return self.logits.argmax(1) != self.labels
+        return self.first.squeeze(1) != self.labels
 
     def distribution(self, logits: Tensor) -> Tensor:
         """Softmax at temperature 1, in the teacher's own scale."""
@@ -129,14 +132,6 @@ class Told:
     which: Tensor | None = None
     masked: Tensor | None = None
     withheld: Tensor | None = None
-
-
-def softmax(logits: Tensor) -> Tensor:
-    """Softmax over the classes, `[B, C]`."""
-    if logits.shape[1] > _SHORT:
-        return torch.softmax(logits, 1)
-    raised = (logits - logits.amax(1, keepdim=True)).exp_()
-    return raised.div_(raised.sum(1, keepdim=True))
 
 
 Teller = Callable[[Samples, Mapping[str, Any]], Told]
@@ -170,10 +165,6 @@ def _softened_weighted(samples: Samples, given: Mapping[str, Any]) -> Told:
     return Told(_softened(samples, given).target, say, ("softened",))
 
 
-def _without(logits: Tensor, place: Tensor) -> Tensor:
-    return logits.scatter(1, place, -torch.inf)
-
-
 def _decoupled(
     samples: Samples, refined: bool, temperature: float, confidence_temperature: float, alpha: float, beta: float
 ) -> Told:
@@ -185,20 +176,21 @@ def _decoupled(
     if not beta:
         kept = torch.zeros_like(teacher, dtype=torch.bool)
     elif refined:
-        kept = teacher < teacher.gather(1, label)
+        kept = below(teacher, teacher.gather(1, label))
     else:
         kept = torch.ones_like(teacher, dtype=torch.bool).scatter_(1, label, False)
-    count = kept.sum(1, keepdim=True)
-    level = torch.where(kept, teacher / confidence_temperature, -torch.inf).logsumexp(1, keepdim=True)
-    level = confidence_temperature * (level - count.clamp(min=1).log())
-    level = torch.where(count > 0, level, 0.0)
-    target = torch.where(kept, teacher, level)
+    count = kept.sum(1, keepdim=True, dtype=torch.int32)
+    scaled = teacher / confidence_temperature
+    level = logsumexp(choose(kept, scaled, -math.inf))
+    level = choose(count > 0, (level - count.clamp(min=1).log()).mul_(confidence_temperature), 0.0)
+    target = choose(kept, teacher, level)
     if alpha:
-        scaled = teacher / confidence_temperature
-        place = scaled.argmax(1, keepdim=True) if refined else label
-        coin = scaled.gather(1, place) - _without(scaled, place).logsumexp(1, keepdim=True)
-        others = _without(target / confidence_temperature, label).logsumexp(1, keepdim=True)
-        target = target.scatter(1, label, confidence_temperature * (coin + others))
+        place = samples.first if refined else label
+        certainty = scaled.gather(1, place)
+        coin = certainty - logsumexp(scaled.scatter_(1, place, -math.inf))
+        # The kept classes and the masked ones are at this level on average: together they are C - 1 times it.
+        rest = level + confidence_temperature * math.log(samples.classes - 1)
+        target.scatter_(1, label, rest.add_(coin, alpha=confidence_temperature))
     masked = samples.classes - 1 - count.squeeze(1) if beta and refined else None
     if alpha and beta:
         edits, which = (("followed", "refined"), samples.wrong.long()) if refined else (("followed",), None)
@@ -230,10 +222,10 @@ def _part_of(refined: bool, alpha: float, beta: float) -> Teller:
 def _rectified(samples: Samples, given: Mapping[str, Any]) -> Told:
     temperature, variant = given["temperature"], given["variant"]
     if given["space"] == "prob":
-        repaired = rectify(softmax(samples.logits / temperature), samples.labels, variant)
+        repaired = _rectify(softmax(samples.logits / temperature), samples.labels, variant)
         target = samples.distribution(_log(repaired) * temperature)
     else:
-        target = samples.distribution(rectify(samples.logits, samples.labels, variant))
+        target = samples.distribution(_rectify(samples.logits, samples.labels, variant))
     wrong = samples.wrong
     balance = _mean_balance(given["balance"], samples.epochs)
     on_wrong = 0.0 if given["eliminate_only"] else 1.0 - balance
@@ -242,6 +234,11 @@ def _rectified(samples: Samples, given: Mapping[str, Any]) -> Told:
     if given["eliminate_only"]:
         return Told(target, say, ("followed", "left out"), wrong.long(), withheld=wrong)
     return Told(target, say, ("followed", variant), wrong.long())
+
+
+def _rectify(values: Tensor, labels: Tensor, variant: str) -> Tensor:
+    """The edit of the loss itself, which goes row by row."""
+    return by_class(rectify(values.contiguous(), labels, variant))
 
 
 def _mean_balance(fixed: float | None, epochs: int) -> float:
@@ -255,7 +252,7 @@ def _log(probabilities: Tensor) -> Tensor:
 
 
 def _swapped(samples: Samples, given: Mapping[str, Any]) -> Told:
-    target = samples.distribution(rectify(samples.logits, samples.labels, "swap"))
+    target = samples.distribution(_rectify(samples.logits, samples.labels, "swap"))
     return Told(target, edits=("followed", "swap"), which=samples.wrong.long())
 
 
@@ -265,7 +262,7 @@ def _revised(samples: Samples, given: Mapping[str, Any]) -> Told:
     beta = given["eta"] / (p.amax(1, keepdim=True) - p.gather(1, label) + 1.0)
     revised = (p * beta).scatter_add(1, label, 1.0 - beta)
     kept = p if given["loss"] == "kl" else (p + samples.onehot) / 2  # cross entropy and logits side by side
-    target = samples.distribution(_log(torch.where(wrong.unsqueeze(1), revised, kept)) * temperature)
+    target = samples.distribution(_log(choose(wrong.unsqueeze(1), revised, kept)) * temperature)
     return Told(target, edits=("followed", "revised"), which=wrong.long())
 
 
@@ -422,34 +419,37 @@ def rules_of(found: Sequence[Speaker]) -> list[str]:
 def mixed(found: Sequence[Speaker], samples: Samples) -> Mixed:
     """The recipe's target, and for each sample the rule that moved it farthest from the label."""
     size, edits = len(samples.labels), list(EDITS)
-    rule = torch.full((size,), len(found) * len(edits), dtype=torch.int64)
+    rule = torch.full((size,), len(found) * len(edits), dtype=torch.int32)
     withheld = torch.zeros(size, dtype=torch.bool)
     masked: Tensor | None = None
     if not found:
         return Mixed(torch.full((size, samples.classes), torch.nan), rule, None, withheld)
-    total = torch.zeros(size, samples.classes)
-    quiet = torch.zeros(size, samples.classes)
-    says, farthest = torch.zeros(size), torch.full((size,), -1.0)
-    label = samples.labels.unsqueeze(1)
-    for place, speaker in enumerate(found):
-        told = speaker.told(samples)
-        say = torch.as_tensor(told.say, dtype=torch.float32).expand(size) * speaker.factor
-        total.addcmul_(told.target, say.unsqueeze(1))
-        quiet.add_(told.target)
-        says = says + say
-        moved = (1.0 - told.target.gather(1, label).squeeze(1)) * say
-        codes = torch.tensor([place * len(edits) + edits.index(edit) for edit in told.edits])
+    every = [speaker.told(samples) for speaker in found]
+    # [B, 1], or [1, 1] where it is the same for all samples
+    say = [
+        torch.as_tensor(told.say, dtype=torch.float32).reshape(-1, 1) * speaker.factor
+        for speaker, told in zip(found, every, strict=True)
+    ]
+    says = sum(say[1:], say[0])
+    target = every[0].target * say[0]
+    for told, part in zip(every[1:], say[1:], strict=True):
+        target.addcmul_(told.target, part)
+    target.div_(says.clamp(min=torch.finfo(torch.float32).tiny))
+    farthest, label = torch.full((size,), -1.0), samples.labels.unsqueeze(1)
+    for place, told in enumerate(every):
+        moved = (1.0 - told.target.gather(1, label)).mul_(say[place]).squeeze(1)
+        codes = torch.tensor([place * len(edits) + edits.index(edit) for edit in told.edits], dtype=torch.int32)
         own = codes[0].expand(size) if told.which is None else codes[told.which]
         if told.withheld is not None:
             withheld |= told.withheld
             moved = torch.where(told.withheld, torch.inf, moved)
-        rule = torch.where(moved > farthest, own, rule)
+        rule = choose(moved > farthest, own, rule)
         farthest = torch.maximum(moved, farthest)
         masked = told.masked if told.masked is not None else masked
     # Terms of relations alone have no say beside others; where there are no others, theirs is the target.
-    heard = says.unsqueeze(1) > 0
-    target = torch.where(
-        heard, total / says.unsqueeze(1).clamp(min=torch.finfo(torch.float32).tiny), quiet / len(found)
-    )
+    heard = says > 0
+    if not heard.all():
+        quiet = torch.stack([told.target for told in every]).mean(0)
+        target = torch.where(heard, target, quiet)
     target[withheld & ~heard.squeeze(1)] = torch.nan
     return Mixed(target, rule, masked, withheld)

@@ -91,6 +91,8 @@ def because(row: Mapping[str, Any]) -> str:
     lines.append(f"  rule           {term}: {EDITS[edit or term]}{masked}")
     weights = [_number(row[f"weight_{when}"]) for when in ("first", "last", "mean")]
     lines.append(f"  weight         {weights[0]} in the first epoch, {weights[1]} in the last, {weights[2]} on average")
+    if row.get("weight_rule"):
+        lines.append(f"  why so heard   {row['weight_rule']}")
     flags = [name.replace("_", " ") for name in ("held_back", "reviewed") if row[name]]
     if flags:
         lines.append(f"  flags          {', '.join(flags)}")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limbeck.recipe import Recipe
+from limbeck.recipe import Identify, Recipe
 from limbeck.terms.catalogue import options
 from limbeck.weighting import sampling_weights
 
@@ -75,6 +75,27 @@ def sample_weights(
     if name == "agre":
         return _constant(drawn / drawn.mean()), "agre: weighs teachers by sample and step; samples count alike"
     return None, f"{name}: weighs by what the student does at each step, which is not kept"
+
+
+def weight_rule(recipe: Mapping[str, Any], groups: Sequence[str], row: Mapping[str, Any]) -> str | None:
+    """Why a sample is in the error set, in words; None where it is not, or where that cannot be told.
+
+    Args:
+        recipe: as plain data.
+        groups: the names of all groups.
+        row: of the ledger: its group and its weight.
+    """
+    identify = recipe.get("identify")
+    if not identify:
+        return None
+    found = Identify(**identify)
+    if not found.trains:
+        named = {groups[number] for number in found.members(groups)}
+        return "error set: its group is one that the recipe names" if row["group"] in named else None
+    # Which samples the plain student got wrong is not kept: where all are drawn alike, their weight tells.
+    told = "sampling" not in recipe and row["weight_mean"] is not None and row["weight_mean"] > 1
+    epochs = f"{found.epochs} epoch{'s' if found.epochs != 1 else ''}"
+    return f"error set: a plain student got it wrong after {epochs}" if told else None
 
 
 def _drawn(recipe: Recipe, labels: NDArray[np.int64], groups: NDArray[np.int64] | None) -> NDArray[np.float64]:

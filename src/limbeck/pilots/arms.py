@@ -13,7 +13,7 @@ from torch import nn
 
 from limbeck.augment import check_teacher_views, views_for
 from limbeck.errors import ConfigError, RecipeError
-from limbeck.fitting import check_student
+from limbeck.fitting import check_student, named_error_set
 from limbeck.pilots.result import PLAIN
 from limbeck.presets import PRESETS, as_recipe
 from limbeck.recipe import Recipe
@@ -201,6 +201,7 @@ def check_arms(arms: Sequence[Arm], data: Data) -> list[str]:
         warnings += arm.recipe.check(classes=data.num_classes, groups=names, teacher=bool(arm.teachers))
         if arm.recipe.needs_groups:
             data.check(groups_required=True)
+        named_error_set(arm.recipe, data.train)
         assert arm.training is not None
         views = views_for(arm.recipe, arm.training.views, data.train)
         if arm.teachers:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck.probes.tape import Tape
+from limbeck.probes.tape import Tape, classes_first, first_rows
 
-_Key = tuple[Any, ...]
-_Table = tuple[torch.dtype, bool]
+_Kind = tuple[torch.dtype, bool, tuple[int, ...]]
+"""Of data: type, whether it is the same for all streams, and shape beside the samples."""
+
+_BLOCK = 4096
+"""Samples that are prepared at a time."""
 
 IN_ORDER = 1 << 26
 """Bytes up to which a column is put in the order of an epoch at once; a larger one is gathered batch by batch."""
@@ -93,90 +97,94 @@ class Prepared:
 
     def __init__(self, count: int, orders: Orders, rows: int, limit: int) -> None:
         self._count, self._orders, self._rows, self._left = count, orders, rows, limit
-        self._places: dict[_Key, list[tuple[_Table, slice, bool]]] = {}
-        self._tables: dict[_Table, list[list[Tensor]]] = {}
-        self._columns: dict[_Table, Column] = {}
-        self._wide: dict[_Table, Tensor] = {}
-        self._stacks: dict[_Key, tuple[list[Tensor], Tensor]] = {}
+        self._numbers: dict[Any, int] = {}
+        self._kinds: dict[int, _Kind] = {}
+        self._asked: list[tuple[Tape, Sequence[Sequence[Tensor]], dict[int, int]]] = []
+        self._tables: list[tuple[Column, Tensor, Tensor, Tensor]] = []
 
-    def add(self, tape: Tape, rows: int, sources: Sequence[Sequence[Tensor]]) -> _Key | None:
-        """Prepare a tape of `rows` rows from its fixed inputs `[S][inputs]`.
+    def add(self, tape: Tape, sources: Sequence[Sequence[Tensor]]) -> list[tuple[_Kind, int]] | None:
+        """Ask for what a tape carries, given its fixed inputs `[S][inputs]`.
 
         Returns:
-            What `batch` takes; None where the tables would take too much.
+            Of which kind it is, and a number for the data; None where the tables would take too much.
         """
-        own = [tuple(map(id, stream)) for stream in sources]
-        key = (id(tape), *own)
-        if key in self._places:
-            return key
-        alike = len(set(own)) == 1
-        example = tape.prepare(*block(sources[0], 0, rows, self._count))
-        size = sum(value.nbytes for value in example) * self._count // rows * (1 if alike else len(sources))
-        if size > self._left or any(value.dim() > 2 for value in example):
-            return None
-        self._left -= size
-        made = [self._made(tape, rows, stream) for stream in (sources[:1] if alike else sources)]
-        self._places[key] = []
-        for carried in zip(*made, strict=True):
-            name = (carried[0].dtype, alike)
-            tables = self._tables.setdefault(name, [[] for _ in made])
-            start = sum(part.shape[1] for part in tables[0])
-            for table, value in zip(tables, carried, strict=True):
-                table.append(value.view(self._count, -1))
-            own_part = slice(start, start + tables[0][-1].shape[1])
-            self._places[key].append((name, own_part, carried[0].dim() == 1))
-        return key
+        alike = len({tuple(map(id, stream)) for stream in sources}) == 1
+        streams = sources[:1] if alike else sources
+        fields = [self._number(("field", *map(id, field))) for field in zip(*streams, strict=True)]
+        numbers = tape.names(fields, self._numbers)
+        missing = {place: number for place, number in enumerate(numbers) if number not in self._kinds}
+        if missing:
+            example = tape.prepare(*(first_rows(source, 1) for source in streams[0]))
+            size = sum(example[place].nbytes for place in missing) * self._count * len(streams)
+            if size > self._left:
+                return None
+            self._left -= size
+            for place, number in missing.items():
+                self._kinds[number] = example[place].dtype, alike, example[place].shape[1:]
+            self._asked.append((tape, streams, missing))
+        return [(self._kinds[number], number) for number in numbers]
 
-    def _made(self, tape: Tape, rows: int, sources: Sequence[Tensor]) -> list[Tensor]:
-        """What a tape carries of all samples, computed block by block."""
-        whole: list[Tensor] = []
-        for start in range(0, self._count, rows):
-            found = tape.prepare(*block(sources, start, rows, self._count))
-            whole = whole or [value.new_empty(self._count, *value.shape[1:]) for value in found]
-            for table, value in zip(whole, found, strict=True):
-                part = table[start : start + rows]
-                part.copy_(value[: len(part)])
-        return whole
+    def _number(self, key: Any) -> int:
+        return self._numbers.setdefault(key, len(self._numbers))
 
-    def close(self) -> None:
-        """Everything has been added."""
-        for name, tables in self._tables.items():
-            whole = [torch.cat(table, 1) for table in tables]
-            streams = self._orders.streams if len(whole) == 1 else 1
-            self._columns[name] = Column(whole * streams, self._orders, limit=0)
-            self._wide[name] = whole[0].new_empty(whole[0].shape[1], self._rows)
-        self._tables.clear()
+    def lay_out(self, asked: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Compute it: nothing is added any more.
 
-    def batch(self, keys: Sequence[_Key]) -> list[Tensor]:
-        """Where a tape finds what it carries of a whole batch, for the rows of several columns: `[k·S·B, ...]` each."""
-        found = []
-        for number, places in enumerate(zip(*(self._places[key] for key in keys), strict=True)):
-            parts = [self._wide[table][own] for table, own, _ in places]
-            whole = parts[0]
-            if len(parts) > 1:
-                _, whole = self._stacks.setdefault((number, *keys), (parts, torch.stack(parts, 1)))
-            found.append(whole.flatten() if places[0][2] else whole.flatten(1).t())
-        return found
+        Args:
+            asked: data of one kind for the rows of several columns, one after the other.
+
+        Returns:
+            Where they are found after `begin_batch`, `[k·S·B, ...]` each.
+        """
+        found: dict[int, Tensor] = {}
+        places: dict[int, tuple[list[Tensor], slice]] = {}
+        kinds = [self._kinds[data[0]] for data in asked]
+        for dtype, alike in dict.fromkeys(kind[:2] for kind in kinds):
+            mine = [number for number, kind in enumerate(kinds) if kind[:2] == (dtype, alike)]
+            # The numbers of a sample lie as they are asked for, column beside column.
+            own: dict[int, slice] = {}
+            index: list[int] = []
+            width = 0
+            for number in mine:
+                size = math.prod(kinds[number][2])
+                new = [data for data in dict.fromkeys(asked[number]) if data not in own]
+                start, width = width, width + size * len(new)
+                own |= {data: slice(start + place, width, len(new)) for place, data in enumerate(new)}
+                index += [range(width)[own[data]][row] for row in range(size) for data in asked[number]]
+            tables = [torch.empty(self._count, width, dtype=dtype) for _ in range(1 if alike else self._orders.streams)]
+            places |= {data: (tables, place) for data, place in own.items()}
+            whole = torch.zeros(len(index), self._rows, dtype=dtype)
+            wide = whole if index == [*range(width)] else torch.empty(width, self._rows, dtype=dtype)
+            column = Column(tables * (self._orders.streams // len(tables)), self._orders, limit=0)
+            self._tables.append((column, wide, torch.tensor(index), whole))
+            start = 0
+            for number in mine:
+                shape, columns = kinds[number][2], len(asked[number])
+                end = start + math.prod(shape) * columns
+                found[number] = whole[start:end].view(*shape, columns * self._rows).t()
+                start = end
+        for tape, streams, missing in self._asked:
+            for stream, sources in enumerate(streams):
+                wanted = [(place, places[data][0][stream][:, places[data][1]]) for place, data in missing.items()]
+                self._prepare(tape, sources, wanted)
+        return [found[number] for number in range(len(asked))]
+
+    def _prepare(self, tape: Tape, sources: Sequence[Tensor], wanted: Sequence[tuple[int, Tensor]]) -> None:
+        """Write some of what a tape carries of all samples where it is wanted, `[N, numbers]`, block by block."""
+        for start in range(0, self._count, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            found = tape.prepare(*(classes_first(source[part]) for source in sources))
+            for place, table in wanted:
+                table[part] = found[place].view(-1, table.shape[1])
 
     def begin_epoch(self, flat: Tensor, orders: Sequence[Tensor]) -> None:
         """Take the order of an epoch."""
-        for column in self._columns.values():
+        for column, *_ in self._tables:
             column.begin_epoch(flat, orders)
 
     def begin_batch(self, part: slice) -> None:
         """Gather a whole batch, all that is carried in one reading."""
-        for name, column in self._columns.items():
-            self._wide[name].copy_(column.batch(part).t())
-        for parts, whole in self._stacks.values():
-            torch.stack(parts, 1, out=whole)
-
-
-def block(sources: Sequence[Tensor], start: int, rows: int, count: int) -> list[Tensor]:
-    """So many rows of the fixed inputs, the last sample again where there are no more; classes first in memory."""
-    index = torch.arange(start, start + rows).clamp_(max=count - 1)
-    return [classes_first(source.index_select(0, index)) for source in sources]
-
-
-def classes_first(values: Tensor) -> Tensor:
-    """The same `[n, C]`, rows contiguous: torch reduces over few classes several times faster so."""
-    return values.T.contiguous().T if values.dim() == 2 else values
+        for column, wide, index, whole in self._tables:
+            wide.copy_(column.batch(part).t())
+            if wide is not whole:  # some of it for several columns
+                torch.index_select(wide, 0, index, out=whole)

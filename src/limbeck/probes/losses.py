@@ -1,14 +1,14 @@
-"""The losses of many recipes on the logits of many networks, with as few calls as there are different terms.
+"""The losses of many recipes on the logits of many networks, with as few calls as there are different operations.
 
 A term that looks at one row at a time takes the rows of any number of networks in one call, whichever recipe they
-belong to; what such a call consists of is recorded once and played (`limbeck.probes.tape`). What looks at a whole
-batch, or remembers, is called network by network, as `limbeck.fit` does.
+belong to; what such terms consist of is recorded once and played together (`limbeck.probes.tape`). What looks at a
+whole batch, or remembers, is called network by network, as `limbeck.fit` does.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from limbeck.loop import Stage
-from limbeck.probes.columns import Prepared, block, classes_first
-from limbeck.probes.tape import CannotRecordError, Tape
+from limbeck.probes.columns import Prepared
+from limbeck.probes.tape import LOGITS, CannotRecordError, Program, Tape
 from limbeck.recipe import Objective, Recipe, Term
 from limbeck.terms.basic import cross_entropy, kl_divergence, label_smoothing, standardise, tf_kd
 from limbeck.terms.features import feature_mse
@@ -64,7 +64,7 @@ _STUDENT = ("student_logits", "student_features")
 _PREPARED = frozenset({"labels", "teacher_logits"})
 """Fields of which a tape may make something once for all samples."""
 
-_AT_A_TIME = 1 << 16
+_AT_A_TIME = 1 << 17
 """Logits of one call: what it makes on the way should stay in a core's cache."""
 
 
@@ -81,13 +81,17 @@ def row_by_row(recipe: Recipe) -> bool:
 def recipe_key(recipe: Recipe) -> str:
     """What two recipes must share for their networks to be in one column."""
     functions = [id(term.function) for term in recipe.terms] + [id(recipe.weighting.factory)]
-    return repr((recipe.replace(name="").to_dict(), functions))
+    return repr(({**recipe.to_dict(), "name": ""}, functions))
 
 
 def in_order(recipes: Sequence[Recipe]) -> list[int]:
     """The place of each recipe in an order in which those that share a term follow each other."""
     counts = Counter(term_key(term) for recipe in recipes for term in recipe.terms)
-    rank = {key: number for number, (key, _) in enumerate(counts.most_common())}
+    # Then by the file they are in: terms of a family have most of their operations in common.
+    family = {term_key(term): term.function.__module__ for recipe in recipes for term in recipe.terms}
+    first = {key: number for number, key in enumerate(counts)}
+    ordered = sorted(counts, key=lambda key: (-counts[key], family[key], first[key]))
+    rank = {key: number for number, key in enumerate(ordered)}
     ranks = [sorted(rank[term_key(term)] for term in recipe.terms) for recipe in recipes]
     places = sorted(range(len(recipes)), key=lambda number: (ranks[number], number))
     return sorted(range(len(recipes)), key=places.__getitem__)
@@ -185,8 +189,6 @@ class _Call:
         columns: which; then, in their order:
         places: which term of its recipe it is;
         kept: whether it is part of a sample's loss.
-        tape: what it consists of, for a whole batch.
-        prepared: what the tape carries of each column; None where that is made anew for each batch.
     """
 
     term: Term
@@ -196,8 +198,6 @@ class _Call:
     columns: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     kept: list[bool] = field(default_factory=list)
-    tape: Tape | None = None
-    prepared: list[tuple[Any, ...]] | None = None
 
     def __post_init__(self) -> None:
         term = self.term
@@ -249,8 +249,6 @@ class _Bound:
         given: the student's fields, and what each loss counts in the sum of all mean losses `[n]`.
         slopes: where the gradients by these fields are added up.
         losses: where the losses of the samples are added up `[n]`, each times `kept`.
-        tape: what it consists of, for a whole batch.
-        carried: what that carries, where it is prepared.
     """
 
     call: _Call
@@ -258,22 +256,40 @@ class _Bound:
     slopes: list[Tensor]
     losses: Tensor
     kept: Tensor
-    tape: Tape | None
-    carried: list[Tensor] | None
 
     def __call__(self, fields: Fields) -> None:
-        call = self.call
-        if self.tape is not None and self.carried is not None:
-            values, *slopes = self.tape.play(self.given, self.carried)
-        else:
-            others = [fields.rows(name, call.columns) for name in call.others]
-            if self.tape is None:
-                values, *slopes = call.compute(*self.given, *others)
-            else:
-                values, *slopes = self.tape.play(self.given, self.tape.prepare(*map(classes_first, others)))
+        others = [fields.rows(name, self.call.columns) for name in self.call.others]
+        values, *slopes = self.call.compute(*self.given, *others)
         self.losses.addcmul_(values, self.kept)
         for whole, slope in zip(self.slopes, slopes, strict=False):
             whole += slope
+
+
+@dataclass
+class _Played:
+    """Losses of a program with where they are added up.
+
+    Attributes:
+        terms: which, as columns and places in their recipes.
+        weighed: whether they go through a weighting.
+        values, slopes: the losses `[n]`, and their gradients by the logits `[n, C]`; None where they have none.
+        losses, whole: where they are added up, times
+        kept, share: what each counts.
+    """
+
+    terms: list[tuple[int, int]]
+    weighed: bool
+    values: Tensor
+    slopes: Tensor | None
+    losses: Tensor
+    whole: Tensor
+    kept: Tensor = field(default_factory=lambda: torch.empty(0))
+    share: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __call__(self) -> None:
+        self.losses.addcmul_(self.values, self.kept)
+        if self.slopes is not None:
+            self.whole.addcmul_(self.slopes, self.share)
 
 
 class StackedLosses:
@@ -299,13 +315,13 @@ class StackedLosses:
         self.streams, self.columns = len(stages), len(stages[0])
         self._classes = stages[0][0].data.num_classes
         self._recipes = [stage.recipe for stage in stages[0]]
-        together = [row_by_row(recipe) for recipe in self._recipes]
-        self._apart = [column for column in range(self.columns) if not together[column]]
-        self._calls = self._find_calls([column for column in range(self.columns) if together[column]])
+        self._together = [column for column, recipe in enumerate(self._recipes) if row_by_row(recipe)]
+        self._apart = [column for column in range(self.columns) if column not in self._together]
+        self._calls = self._rest = self._find_calls()
+        self._programs: list[Program] = []
+        self._played: list[_Played] = []
         self._weighed = {
-            column: self._weigher(column)
-            for column in range(self.columns)
-            if together[column] and not self._recipes[column].weighting.uniform
+            column: self._weigher(column) for column in self._together if not self._recipes[column].weighting.uniform
         }
         # Read from signatures, which takes longer than a step.
         self._asked = {column: (*sorted({*self._recipes[column].needs, "labels", "rows"}),) for column in self._apart}
@@ -315,13 +331,15 @@ class StackedLosses:
         }
         self._bound: dict[int, list[_Bound]] = {}
 
-    def _find_calls(self, columns: Sequence[int]) -> list[_Call]:
-        """What goes through a weighting first."""
+    def _find_calls(self, but: Container[tuple[int, int]] = ()) -> list[_Call]:
+        """What goes through a weighting first; `but` are terms to leave out, as columns and places."""
         found: dict[str, _Call] = {}
-        for column in columns:
+        for column in self._together:
             recipe = self._recipes[column]
             for place, term in enumerate(recipe.terms):
-                weighed = term.weighted and not recipe.weighting.uniform
+                if (column, place) in but:
+                    continue
+                weighed = self._is_weighed(column, term)
                 key = repr((term_key(term), weighed))
                 if key not in found:
                     needs = term.needs
@@ -340,25 +358,73 @@ class StackedLosses:
         modules = [cast(nn.Module, objectives[column].weighting) for objectives in self._objectives]
         return _Weigher(modules, self._recipes[column].weighting.needs)
 
-    def record(self, sources: Callable[[str, int], Sequence[Tensor]]) -> None:
-        """Write down what the calls of a whole batch consist of, and prepare of all samples what can be.
+    def _is_weighed(self, column: int, term: Term) -> bool:
+        return term.weighted and not self._recipes[column].weighting.uniform
+
+    def record(self, sources: Callable[[str, int], Sequence[Tensor]], work: Work) -> None:
+        """Write down what the losses of a whole batch consist of, and prepare of all samples what can be.
 
         Args:
             sources: a field of the training samples by name and column, `[S]` tensors.
+            work: of a whole batch.
         """
-        for call in self._calls:
-            count = self._rows * len(call.columns)
-            if call.learned != ("student_logits",) or not _PREPARED.issuperset(call.others):
-                continue
-            if count * self._classes > _AT_A_TIME:
-                continue  # so much that calling the operations counts for little
-            own = [list(zip(*(sources(name, column) for name in call.others), strict=True)) for column in call.columns]
-            example = torch.zeros(self._classes, count).t()
-            with suppress(CannotRecordError):
-                fixed = block(own[0][0], 0, count, len(own[0][0][0]))
-                call.tape = Tape(call.compute, [example, torch.ones(count)], fixed)
-                keys = [self._prepared.add(call.tape, count, streams) for streams in own]
-                call.prepared = None if None in keys else [key for key in keys if key is not None]
+        tapes: dict[str, Tape | None] = {}
+        programs: dict[int, Program] = {}
+        made: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+        most = _AT_A_TIME // (self._rows * self._classes)
+        if not most:
+            return  # so much that calling the operations counts for little
+        for column in self._together:
+            for place, term in enumerate(self._recipes[column].terms):
+                others = tuple(name for name in term.needs if name != "student_logits")
+                if len(others) == len(term.needs) or not _PREPARED.issuperset(others):
+                    continue
+                fields = [sources(name, column) for name in others]
+                key = term_key(term)
+                if key not in tapes:
+                    tapes[key] = self._tape(term, others, [field[0] for field in fields])
+                tape = tapes[key]
+                data = None if tape is None else self._prepared.add(tape, list(zip(*fields, strict=True)))
+                if tape is None or data is None:
+                    continue
+                number = column // most
+                outputs = programs.setdefault(number, Program(self._rows)).add(column, tape, data)
+                weighed = self._is_weighed(column, term)
+                made.setdefault((number, *outputs, weighed), []).append((column, place))
+        self._programs = list(programs.values())
+        if not self._programs:
+            return
+        given = iter(self._prepared.lay_out([data for program in self._programs for data in program.given.values()]))
+        logits = _rows(work.student["student_logits"], slice(None))
+        free: dict[Any, list[Tensor]] = {}
+        for program in self._programs:
+            program.lay_out(logits, {node: next(given) for node in program.given}, free)
+        for (number, *outputs, weighed), terms in made.items():
+            program = programs[number]
+            for run in program.runs([LOGITS, *outputs], sorted({column for column, _ in terms})):
+                values, *slopes = (program.rows(node, run) for node in outputs)
+                part = slice(run[0], run[-1] + 1)
+                self._played.append(
+                    _Played(
+                        [(column, place) for column, place in terms if column in run],
+                        weighed,
+                        values,
+                        slopes[0] if slopes else None,
+                        work.losses[part].flatten(),
+                        _rows(work.slopes["student_logits"], part),
+                    )
+                )
+        self._rest = self._find_calls({term for terms in made.values() for term in terms})
+
+    def _tape(self, term: Term, others: tuple[str, ...], fields: Sequence[Tensor]) -> Tape | None:
+        call = _Call(term, ("student_logits",), others, False)
+
+        def compute(logits: Tensor, *given: Tensor) -> list[Tensor]:
+            return call.compute(logits, torch.ones(len(logits)), *given)
+
+        with suppress(CannotRecordError):
+            return Tape(compute, [torch.linspace(-2.0, 2.0, 20 * self._classes).view(20, -1)], fields)
+        return None
 
     def parameters(self, stream: int, column: int) -> list[Tensor]:
         """What the objective of one network learns itself."""
@@ -371,9 +437,22 @@ class StackedLosses:
             for column in range(self.columns):
                 self._objectives[stream][column].begin_epoch(epoch)
                 self._objectives[stream][column].train()
+        for played in self._played:
+            self._set_factors(played)
         for stream, column in self._random:
             random(stream, column)
             self._random[stream, column] = torch.get_rng_state()
+
+    def _set_factors(self, played: _Played) -> None:
+        """What goes through a weighting is divided by the number of samples there."""
+        columns = sorted({column for column, _ in played.terms})
+        kept, share = torch.zeros(len(columns)), torch.zeros(len(columns))
+        for column, place in played.terms:
+            factor = self._objectives[0][column].factors[place]
+            kept[column - columns[0]] += factor * self._recipes[column].terms[place].weighted
+            share[column - columns[0]] += factor if played.weighed else factor * self.streams / self._rows
+        played.kept = kept.repeat_interleave(self._rows)
+        played.share = share.repeat_interleave(self._rows).unsqueeze(1)
 
     def end_epoch(self) -> None:
         """Give the weightings' state back to their modules, for the record."""
@@ -387,15 +466,27 @@ class StackedLosses:
     def __call__(self, fields: Fields, work: Work) -> None:
         """Add losses and gradients of a batch to `work`."""
         size = fields.shape[1]
+        whole = size * self.streams == self._rows
         if size not in self._bound:
-            self._bound[size] = [self._bind(call, work) for call in self._calls]
-        weighed = [bound for bound in self._bound[size] if bound.call.weighed]
-        for bound in weighed:
-            bound(fields)
+            self._bound[size] = [self._bind(call, work) for call in (self._rest if whole else self._calls)]
+        for program in self._programs if whole else ():
+            program.play()
+        played = self._played if whole else []
+        bound = self._bound[size]
+        for one in played:
+            if one.weighed:
+                one()
+        for call in bound:
+            if call.call.weighed:
+                call(fields)
         for column, weigher in self._weighed.items():
             work.scale(column, weigher(work.losses[column], fields, column))
-        for bound in self._bound[size][len(weighed) :]:
-            bound(fields)
+        for one in played:
+            if not one.weighed:
+                one()
+        for call in bound:
+            if not call.call.weighed:
+                call(fields)
         for column in self._apart:
             for stream in range(self.streams):
                 work.losses[column, stream] = self._alone(stream, column, fields, work)
@@ -408,7 +499,6 @@ class StackedLosses:
         streams, size = work.losses.shape[1:]
         share = factors if call.weighed else factors / size
         kept = factors * torch.tensor(call.kept)
-        whole = streams * size == self._rows
         return _Bound(
             call,
             [
@@ -418,8 +508,6 @@ class StackedLosses:
             [_rows(work.slopes[name], call.part) for name in call.learned],
             work.losses[call.part].flatten(),
             kept.repeat_interleave(streams * size),
-            call.tape if whole else None,
-            self._prepared.batch(call.prepared) if whole and call.prepared is not None else None,
         )
 
     def _alone(self, stream: int, column: int, fields: Fields, work: Work) -> Tensor:

@@ -41,6 +41,7 @@ class StackedOptimiser:
         for group in self._optimiser.param_groups:
             # One pass over memory instead of ten.
             group["fused"], group["foreach"] = True, False
+        self._step = how.stepper(self._optimiser)
         self._decays = [training.weight_decay for training in trainings]
         self._rates: list[Tensor] = []
         self._kept: list[Tensor] = []
@@ -60,7 +61,7 @@ class StackedOptimiser:
     def step(self) -> None:
         """One step along the gradients of the tensors."""
         if self._together:
-            self._optimiser.step()
+            self._step()
             return
         decays = any(self._decays)
         coupled = decays and self._trainings[0].optimiser not in DECOUPLED
@@ -70,7 +71,7 @@ class StackedOptimiser:
             decayed = slope + part * _along(self._decays, part, place[0]) if coupled else slope
             step.grad = decayed.contiguous()
             step.zero_()
-        self._optimiser.step()
+        self._step()
         for part, step, rate, kept in zip(self._parts, self._steps, self._rates, self._kept, strict=True):
             if decays and not coupled:
                 part.mul_(kept)

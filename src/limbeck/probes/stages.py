@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from limbeck.augment import check_teacher_views
 from limbeck.engine import FLOAT32
-from limbeck.fitting import check_student, describe_error_set, find_error_set, own_copy, starting_model
+from limbeck.fitting import (
+    check_student,
+    describe_error_set,
+    find_error_set,
+    named_error_set,
+    own_copy,
+    starting_model,
+)
 from limbeck.heads import transplant, transplant_weights
 from limbeck.loop import Fitted, Stage
 from limbeck.predict import InputReader
@@ -64,9 +71,14 @@ class Sources:
 
     def __init__(self) -> None:
         self._teachers: dict[tuple[int, ...], tuple[Any, Teacher]] = {}
-        self._checked: dict[tuple[int, int, tuple[str, ...]], tuple[Teacher, Data]] = {}
-        self._asked: dict[int, tuple[Recipe, list[str]]] = {}
-        self._outputs: dict[tuple[int, int, tuple[str, ...]], tuple[Teacher, Data, list[tuple[str, Tensor]]]] = {}
+        self._known: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = {}
+
+    def once(self, what: Any, of: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` gives for these objects, the first time. They are held, so that their ids stay their own."""
+        key = (what, *map(id, of))
+        if key not in self._known:
+            self._known[key] = (of, make())
+        return self._known[key][1]
 
     def teacher(self, source: Any) -> Teacher | None:
         """The teacher that a source stands for; the same object for the same source."""
@@ -81,29 +93,54 @@ class Sources:
 
     def asked(self, recipe: Recipe) -> list[str]:
         """What a recipe asks of a teacher, read once: it is looked up in the signatures of its parts."""
-        if id(recipe) not in self._asked:
-            self._asked[id(recipe)] = (recipe, sorted(recipe.teacher_outputs))
-        return self._asked[id(recipe)][1]
+        found: list[str] = self.once("asked", (recipe,), lambda: sorted(recipe.teacher_outputs))
+        return found
 
     def check(self, teacher: Teacher, data: Data, want: Sequence[str]) -> None:
         """Refuse a teacher that cannot teach these data, once."""
-        key = (id(teacher), id(data), tuple(want))
-        if key not in self._checked:
-            teacher.check(data, want)
-            self._checked[key] = (teacher, data)
+        self.once(("teacher", *want), (teacher, data), lambda: teacher.check(data, want))
+
+    def warnings(self, recipe: Recipe, data: Data, teacher: Teacher | None) -> list[str]:
+        """Hold recipe and data against each other, once."""
+        groups = None if data.groups is None else data.groups.names
+
+        def check() -> tuple[list[str], bool]:
+            said = recipe.check(classes=data.num_classes, groups=groups, teacher=teacher is not None)
+            return said, recipe.needs_groups
+
+        said, needs_groups = self.once(("recipe", teacher is not None), (recipe, data), check)
+        self.once(("data", needs_groups), (data,), lambda: data.check(groups_required=needs_groups))
+        return list(said)
+
+    def context(self, data: Data) -> dict[str, Any]:
+        """What objectives are told of the training samples."""
+        train = data.train
+        labels = torch.from_numpy(np.ascontiguousarray(train.y))
+
+        def count() -> dict[str, Any]:
+            found: dict[str, Any] = {"class_counts": torch.bincount(labels, minlength=data.num_classes)}
+            if train.groups is not None:
+                index = torch.from_numpy(train.groups.index)
+                found["groups"] = len(train.groups.names)
+                found["group_counts"] = torch.bincount(index[index >= 0], minlength=found["groups"])
+            return found
+
+        own = {"classes": data.num_classes, "samples": len(train), "labels_all": labels}
+        return {**own, **self.once("counts", (data,), count)}
 
     def outputs(self, teacher: Teacher, data: Data, want: Sequence[str]) -> list[tuple[str, Tensor]]:
         """The outputs for every sample of `data`, samples first: the same tensors for whoever asks.
 
         Those of a student that teaches its own next round are not held: nobody else will ask.
         """
-        key = (id(teacher), id(data), tuple(want))
-        if key in self._outputs:
-            return self._outputs[key][2]
-        whole = collect(teacher, data, want)
-        found = [(name, value.movedim(batch_axis(name), 0).contiguous()) for name, value in whole.items()]
-        if any(teacher is known for _, known in self._teachers.values()):
-            self._outputs[key] = (teacher, data, found)
+
+        def ask() -> list[tuple[str, Tensor]]:
+            whole = collect(teacher, data, want)
+            return [(name, value.movedim(batch_axis(name), 0).contiguous()) for name, value in whole.items()]
+
+        if not any(teacher is known for _, known in self._teachers.values()):
+            return ask()
+        found: list[tuple[str, Tensor]] = self.once(("outputs", *want), (teacher, data), ask)
         return found
 
 
@@ -162,13 +199,11 @@ def steps(cell: Cell, selection: str | SelectionRule | None, sources: Sources) -
     """
     started = time.perf_counter()
     data, recipe, training, seed = cell.data, cell.recipe, cell.training, cell.seed
-    train, groups = data.train, data.groups
-    rule = selection_rule(selection, groups=groups is not None)
+    train = data.train
+    rule = selection_rule(selection, groups=data.groups is not None)
     source = sources.teacher(cell.teacher)
-    warnings = recipe.check(
-        classes=data.num_classes, groups=None if groups is None else groups.names, teacher=source is not None
-    )
-    data.check(groups_required=recipe.needs_groups)
+    warnings = sources.warnings(recipe, data, source)
+    named = named_error_set(recipe, train)
     if source is not None and sources.asked(recipe):
         require_outputs(source, sources.asked(recipe), by=f"recipe {recipe.name!r}")
         sources.check(source, train, sources.asked(recipe))
@@ -188,20 +223,12 @@ def steps(cell: Cell, selection: str | SelectionRule | None, sources: Sources) -
             kinds = [kind for kind in sources.asked(what) if kind != "head"]
             given = sources.outputs(by, train, kinds)
             taught = {kind if kind == "teachers_logits" else f"teacher_{kind}": value for kind, value in given}
-        labels = torch.from_numpy(np.ascontiguousarray(train.y))
         own: dict[str, Any] = {
-            "classes": data.num_classes,
-            "samples": len(train),
+            **sources.context(data),
             "epochs": how.epochs,
-            "labels_all": labels,
-            "class_counts": torch.bincount(labels, minlength=data.num_classes),
             "student_copy": starting_model(initial, by, what) if name != "identify" else initial,
             **context,
         }
-        if train.groups is not None:
-            index = torch.from_numpy(train.groups.index)
-            own["groups"] = len(train.groups.names)
-            own["group_counts"] = torch.bincount(index[index >= 0], minlength=own["groups"])
         if "teacher_features" in taught:
             own["teacher_width"] = taught["teacher_features"].shape[1]
         return Stage(name, model, what, how, data, seed, which, [taught], own, {})
@@ -209,11 +236,14 @@ def steps(cell: Cell, selection: str | SelectionRule | None, sources: Sources) -
     earlier: dict[str, Fitted] = {}
     details: dict[str, Any] = {}
     context: dict[str, Any] = {}
-    plain = as_recipe("erm")
-    if recipe.identify is not None:
+    plain: Recipe = sources.once("plain", (), lambda: as_recipe("erm"))
+    if recipe.identify is not None and recipe.identify.trains:
         short = replace(training, epochs=recipe.identify.epochs, schedule="constant")
         earlier["identify"] = yield stage("identify", plain, None, short, selection_rule("last", groups=False))
         context["error_set"] = find_error_set(earlier["identify"], train, recipe.identify.source)
+    elif named is not None:
+        context["error_set"] = named
+    if "error_set" in context:
         details["error_set"] = describe_error_set(context["error_set"], train)
     if recipe.rounds > 1 and source is None:
         earlier["round 1"] = yield stage("round 1", plain, None, training, rule)

@@ -152,11 +152,12 @@ def _optimiser_kind(stage: Stage) -> tuple[Any, ...]:
 
 
 def _bytes(stage: Stage) -> int:
-    """What one network takes while it trains: six copies of its weights, a batch's activations, an epoch's losses."""
+    """What one network takes while it trains: six copies of its weights, a batch's activations and what its loss makes
+    of them, an epoch's losses."""
     weights = sum(part.numel() for part in stage.model.parameters())
     widths = sum(part.out_features for part in stage.model.modules() if isinstance(part, nn.Linear))
     batch = min(stage.training.batch_size, len(stage.data.train))
-    return 4 * (6 * weights + 8 * batch * (widths + stage.data.num_classes) + len(stage.data.train))
+    return 4 * (6 * weights + 16 * batch * (widths + stage.data.num_classes) + len(stage.data.train))
 
 
 # Training a block -----------------------------------------------------------------------------------------------------
@@ -194,7 +195,8 @@ class _Block:
         needs = frozenset(name for stage in stages[0] for name in stage.recipe.needs)
         self._widths = self.network.widths(needs)
         self.losses = StackedLosses(stages, self._objectives(), frozenset(self._widths), rows, self._prepared)
-        self._work: dict[int, Work] = {}
+        whole = self.bounds[0][1]
+        self._work = {whole: Work(self._widths, self.columns, self.streams, whole)}
         self._weights = [self._sampling(stream[0]) for stream in stages]
         self._held: dict[int, Tensor] = {}
         self._columns: dict[tuple[int, ...], Column] = {}
@@ -204,8 +206,7 @@ class _Block:
             for name in sorted(wanted):
                 self._field(name, column)
         if self.training.epochs * len(self.bounds) >= RECORDED:
-            self.losses.record(lambda name, column: self._fields[name, column].sources)
-        self._prepared.close()
+            self.losses.record(lambda name, column: self._fields[name, column].sources, self._work[whole])
         self._optimisers = self._make_optimisers()
         self._own = [
             (stage, stage.training.make_optimiser(own))  # type: ignore[arg-type]
@@ -219,7 +220,8 @@ class _Block:
         """`[S][R]`; one a column where it has nothing of its own to learn or remember."""
         found: list[list[Objective]] = [[] for _ in self.stages]
         for column, first in enumerate(self.stages[0]):
-            functions = [first.recipe.weighting.factory, *(term.function for term in first.recipe.terms)]
+            functions = [term.function for term in first.recipe.terms]
+            functions += [] if first.recipe.weighting.uniform else [first.recipe.weighting.factory]
             shared = None if any(isinstance(function, type) for function in functions) else self._objective(first)
             for row, stream in zip(found, self.stages, strict=True):
                 row.append(shared or self._objective(stream[column]))
@@ -307,9 +309,12 @@ class _Block:
             column.begin_epoch(flat, orders)
         seen = torch.empty(self.columns, self.streams, count)
         constant = {"progress": epoch / self.training.epochs, "epoch": epoch}
+        gathered = self._features.new_empty(self.streams * self.bounds[0][1], self._features.shape[1])
         for start, end in self.bounds:
             part = self._orders.part(start, end)
-            x = self._features.index_select(0, rows[part]).view(self.streams, end - start, -1)
+            # The same memory in every step, which is in the cache.
+            x = torch.index_select(self._features, 0, rows[part], out=gathered[: part.stop - part.start])
+            x = x.view(self.streams, end - start, -1)
             seen[..., start:end] = self._step(x, part, flat[part], constant)
         self.losses.end_epoch()
         return seen, orders
