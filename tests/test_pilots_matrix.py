@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from limbeck.errors import ConfigError, LimbeckError
 from limbeck.pilots import Lines, MatrixResult, PilotResult, Quiet, estimate_matrix, read_result, run_pilot
 from limbeck.pilots.matrix import overall, pilot_folders, write_overview
 from limbeck.place import Place
+from limbeck.report.language import load_language
 from limbeck.training import Training
 from test_pilots import content
 
@@ -247,6 +249,46 @@ def test_the_overview_leads_to_every_report_and_fetches_nothing(
         result.report(tmp_path / "page.html", language="xx")
 
 
+@pytest.mark.parametrize(
+    ("language", "first"),
+    [
+        ("en", "in 4 pilots: better in 1, worse in 1, not measured in 1, not tried in 1."),
+        ("ja", "（パイロット4件）：優れている 1件、劣っている 1件、測定なし 1件、未実施 1件。"),
+    ],
+)
+def test_the_overview_has_a_word_for_every_outcome(result: MatrixResult, language: str, first: str) -> None:
+    from limbeck.pilots.overview import overview_html
+
+    t = load_language(language)
+    record = json.loads(json.dumps(result.record, default=str))
+    outcomes = ("not measured", None, "worse", "better")
+    for row, outcome in zip(record["pilots"], outcomes, strict=True):
+        row["outcome"] = outcome
+    text = overview_html(record, result.pilots, dict.fromkeys(PLACES, "x.html"), language)
+    assert f"{first}</h1>" in text
+    assert re.findall(r"<td>([^<]*)</td></tr>", text)[: len(outcomes)] == [
+        t(f"overview.outcome.{outcome or 'not tried'}") for outcome in outcomes
+    ]
+
+
+def test_the_table_of_all_pilots_is_that_of_each_with_its_names(result: MatrixResult) -> None:
+    assert isinstance(result, lb.MatrixResult)
+    frame = result.to_pandas()
+    assert list(frame.columns[:2]) == ["data", "student"]
+    assert frame.equals(result.to_arrow().to_pandas())
+    for place, one in result.pilots.items():
+        rows = frame[(frame.data == place.data) & (frame.student == place.student)]
+        alone = one.to_pandas()
+        assert list(rows.columns[2:]) == list(alone.columns)
+        assert rows[alone.columns].reset_index(drop=True).equals(alone)
+    assert len(frame) == sum(len(one.to_pandas()) for one in result.pilots.values())
+    whole = frame[(frame.part == "test") & frame.group.isna() & (frame.model == "kd") & (frame.seed == 1)]
+    for row in whole.itertuples():
+        runs = next(m for m in result.pilot(row.data, row.student).record["models"] if m["key"] == "kd")["runs"]
+        assert row.accuracy == pytest.approx(next(run for run in runs if run["seed"] == 1)["test"]["average"])
+    assert len(whole) == len(PLACES)
+
+
 def test_names_are_text_and_never_markup(result: MatrixResult) -> None:
     from limbeck.pilots.overview import overview_html
 
@@ -398,8 +440,10 @@ def test_data_sets_and_students_by_name_from_python(quick: None) -> None:
     assert labels == ["net (teacher)", "erm (no teacher)", "kd from net"]
     assert found.folder is None
     assert found.to_arrow().num_rows == sum(one.to_arrow().num_rows for one in found.pilots.values())
+    assert set(found.to_pandas().data) == {"plain", "images"}
     only = lb.pilot(plain, None, {"a": nn.Linear(64, 10)}, recipes=["erm"], seeds=[0], training=Training(epochs=1))
     assert only.verdict == "Of 1 pilot, distillation was not tried in 1 (a)."
+    assert only.to_pandas().data.isna().all()
 
 
 def test_teachers_of_several_data_sets_are_given_by_their_names() -> None:

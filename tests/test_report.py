@@ -143,6 +143,7 @@ def test_english_and_japanese_are_there_and_differ() -> None:
         "worse.and",
         "corrections.rule",
         "exhibit.class",
+        "audit.join",
     }
 
 
@@ -160,7 +161,9 @@ def test_yaml_keys_are_texts() -> None:
 def test_every_key_of_the_code_exists_and_every_key_is_used() -> None:
     code = "".join(file.read_text(encoding="utf-8") for file in ROOM.glob("*.py"))
     code += (ROOM / "templates" / "page.html.j2").read_text(encoding="utf-8")
-    keys = set(_strings("en"))
+    code += (ROOM.parent / "pilots" / "overview.py").read_text(encoding="utf-8")
+    # Those of an audit are used by the audit: tests/test_audit_said.py.
+    keys = {key for key in _strings("en") if not key.startswith("audit.")}
     literal = set(re.findall(r"""\b(?:t|self)\(\s*f?["']([a-z_.]+)["']""", code))
     assert literal - keys == set()
     # Keys made of a family and a name: `t(f"column.{name}")`, `t.term("metric", name)`, `"sentence.worse_off"`.
@@ -702,6 +705,33 @@ def test_advice_is_held_against_the_results() -> None:
         entry["advice"] = []
     none = next(section for section in sections(Summary.from_result(result), EN) if section.key == "advice")
     assert "nothing can be said" in none.blocks[0].paragraphs[0]
+
+
+def test_an_audit_speaks_the_language_of_the_page_and_one_that_kept_english_says_so() -> None:
+    from limbeck.audits.gates import Finding
+    from limbeck.audits.said import Said
+
+    japanese = load_language("ja")
+    kept, result = "The labels alone give .50 in the worst group.", whole_result()
+    (audit,) = result["evidence"]["audits"].values()
+    del audit["said"]
+    audit["verdicts"] = [kept]
+    before = html(Summary.from_result(result), japanese)
+    assert re.search(rf'<ul[^>]* lang="en"><li>{re.escape(kept)}', before)
+    why = Finding("g", "help", Said("gate.group weights help", {"balanced_worst": 0.75, "plain_worst": 0.5}))
+    said = Said("cap.hurts", {"group": "sex=Female", "teacher": 0.32, "labels": 0.69})
+    audit["verdicts"], audit["said"] = [str(said)], [said.to_dict()]
+    audit["advice"][0]["reasons"] = [why.to_dict()]
+    after = html(Summary.from_result(result), japanese)
+    told = "「sex=Female」に不利になります（教師 0.32、ラベルだけでは 0.69）"
+    assert told in after
+    assert "どの区分も同じ重みにすると 0.75" in after
+    assert "Copying this teacher" not in after
+    english = html(Summary.from_result(result), EN)
+    assert "Copying this teacher will hurt *sex=Female* (.32 against .69 from labels alone)." in english
+    assert told not in english
+    chapter = next(part for part in sections(Summary.from_result(result), japanese) if part.key == "advice")
+    assert [getattr(block, "language", "") for block in chapter.blocks] == ["", "", ""]
 
 
 def test_many_groups_share_grey_in_the_feature_space() -> None:

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.audits.gates import Finding
+from limbeck.audits.said import Said
+
 GROUPS = ("income ≤50K, Female", "income ≤50K, Male", "income >50K, Female", "income >50K, Male")
 
 # Test accuracy by group, of the last group repeated where there are more: what the literature's methods do to Adult.
@@ -257,17 +260,26 @@ def _top(n: int, groups: list[str], classes: list[str]) -> dict[str, Any]:
 
 
 def _audit(groups: list[str]) -> dict[str, Any]:
-    def entry(recipe: str, verdict: str, worst: float, reasons: list[str]) -> dict[str, Any]:
-        found = [{"gate": "g", "effect": "help", "reason": reason} for reason in reasons]
+    def entry(recipe: str, verdict: str, worst: float, reasons: list[Finding]) -> dict[str, Any]:
+        found = [reason.to_dict() for reason in reasons]
         return {"recipe": recipe, "verdict": verdict, "average": 0.85, "worst": worst, "reasons": found}
 
+    reached = {"worst": 0.77, "low": 0.7, "high": 0.82, "average": 0.85, "group": groups[-1] if groups else "yes"}
+    said = [
+        Said("cap.copy", {**reached, "basis": Said("basis.held_out")}),
+        Said("cap.hurts", {"group": reached["group"], "teacher": 0.61, "labels": 0.74}),
+    ]
+    weighed = Said("gate.group weights help", {"balanced_worst": 0.7, "plain_worst": 0.5})
+    helps = Finding("group weights help", "help", weighed)
+    harms = Finding("error set of wrong labels", "harm", Said("gate.error set of wrong labels", {"noise": 0.12}))
     return {
         "data": {"name": "adult", "fingerprint": "f", "groups": groups},
-        "verdicts": ["A student that copies this teacher can reach at most .77 in the worst group."],
+        "verdicts": [str(sentence) for sentence in said],
+        "said": [sentence.to_dict() for sentence in said],
         "advice": [
-            entry("groupdistil", "use", 0.77, ["the teacher is fair to every group"]),
+            entry("groupdistil", "use", 0.77, [helps]),
             entry("kd", "no difference expected", 0.5, []),
-            entry("rld", "avoid", 0.4, ["labels of the worst group are wrong too often"]),
+            entry("rld", "avoid", 0.4, [harms]),
         ],
     }
 

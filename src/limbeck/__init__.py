@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from limbeck.fitting import fit
     from limbeck.ledgers import Ledger
     from limbeck.loop import Fitted
-    from limbeck.pilots import PilotResult, pilot
+    from limbeck.pilots import MatrixResult, PilotResult, pilot
     from limbeck.predict import predict_logits
     from limbeck.presets import PRESETS
     from limbeck.probes import fit_probes
@@ -45,6 +45,7 @@ _HOMES = {
     "Identify": "recipe",
     "Ledger": "ledgers",
     "LimbeckError": "errors",
+    "MatrixResult": "pilots",
     "PRESETS": "presets",
     "PilotResult": "pilots",
     "Recipe": "recipe",
@@ -74,6 +75,7 @@ __all__ = [
     "Identify",
     "Ledger",
     "LimbeckError",
+    "MatrixResult",
     "PilotResult",
     "Recipe",
     "Refit",

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.audits.gates import Effect, Finding, Measured, copies, findings, seeks_errors, weighs_groups
+from limbeck.audits.said import Said
 from limbeck.audits.trial import Trial, Tried
 from limbeck.errors import ConfigError
 from limbeck.presets import as_recipe
@@ -83,6 +84,7 @@ class Advice:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; None for nan."""
         values = asdict(self) | {"sentence": self.sentence()}
+        values["reasons"] = [finding.to_dict() for finding in self.reasons]
         return {key: None if isinstance(value, float) and value != value else value for key, value in values.items()}
 
 
@@ -223,17 +225,14 @@ def _measured_finding(trial: Trial, tried: Tried) -> Finding:
     best, plain = (trial.of(name) for name in (trial.best, "erm"))
     assert best is not None
     assert plain is not None
-    place = "in the worst group" if trial.metric == "worst" else "on average"
-    value = f"{trial.student} reaches {_share(trial.value(tried))} {place}"
-    beside = [f"the plain one {_share(trial.value(plain))}"] if tried.recipe != "erm" else []
+    others: dict[str, Any] = {"plain": trial.value(plain)} if tried.recipe != "erm" else {}
     if tried.recipe != trial.best:
-        beside.append(f"the best {_share(trial.value(best))} ({trial.best})")
+        others |= {"best": trial.value(best), "recipe": trial.best}
+    kind = "both" if len(others) == 3 else next(iter(others), None)
+    told = {"student": trial.student, "value": trial.value(tried)}
+    beside = "" if kind is None else Said(f"trial.{kind}", others)
     effect: Effect = "help" if tried.gain >= BETTER else "harm" if tried.gain <= -WORSE else "caution"
-    return Finding("tried on these data", effect, ", ".join([value, *beside]))
-
-
-def _share(value: float) -> str:
-    return f"{value:.2f}".removeprefix("0")
+    return Finding("tried on these data", effect, Said(f"trial.{trial.metric}", {**told, "beside": beside}))
 
 
 def expected(recipe: Recipe, measured: Measured) -> tuple[float, float]:

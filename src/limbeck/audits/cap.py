@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.audits.noise import Floats, Integers
+from limbeck.audits.said import Said
 from limbeck.data.columns import Groups
 from limbeck.evaluation.compare import compare
 from limbeck.evaluation.counts import ratio
@@ -63,14 +64,11 @@ class GroupVerdict:
 
     def sentence(self) -> str:
         """The verdict in words, from the measured numbers only."""
-        place = "on average" if self.group is None else f"in *{self.group}*"
-        numbers = f"({_short(self.teacher)} against {_short(self.labels)} from labels alone)"
-        if self.verdict == "hurts":
-            whom = "on average" if self.group is None else f"*{self.group}*"
-            return f"Copying this teacher will hurt {whom} {numbers}."
-        if self.verdict == "helps":
-            return f"This teacher knows more than the labels give {place} {numbers}."
-        return f"Teacher and labels cannot be told apart {place} {numbers}."
+        kind = self.verdict if self.verdict in ("hurts", "helps") else "same"
+        numbers = {"teacher": self.teacher, "labels": self.labels}
+        if self.group is None:
+            return Said(f"cap.{kind}_average", numbers)
+        return Said(f"cap.{kind}", {"group": self.group, **numbers})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -112,25 +110,21 @@ class Cap:
 
     def sentences(self) -> list[str]:
         """The cap and its verdicts in words."""
-        basis = "labels corrected for their estimated noise" if self.corrected else "held-out labels"
-        labels = (
-            f"The labels alone give {_short(self.labels.worst)} in the worst group ({self.labels.worst_group}) and "
-            f"{_short(self.labels.average)} on average, by a probe ({self.labels.name})"
-        )
+        basis = Said("basis.corrected" if self.corrected else "basis.held_out")
+        labels = _reached(self.labels) | {"probe": _probe(self.labels.name)}
         if self.copy is None:
-            return [f"{labels}; judged on {basis}."]
-        found = [
-            f"A student that copies this teacher can reach at most {_short(self.copy.worst)} in the worst group "
-            f"({self.copy.worst_group}; {_short(self.copy.worst_low)} to {_short(self.copy.worst_high)}) and "
-            f"{_short(self.copy.average)} on average; judged on {basis}.",
-            f"{labels}.",
+            return [Said("cap.labels_only", labels | {"basis": basis})]
+        limits = {"low": self.copy.worst_low, "high": self.copy.worst_high}
+        found: list[str] = [
+            Said("cap.copy", _reached(self.copy) | limits | {"basis": basis}),
+            Said("cap.labels", labels),
         ]
         found += [v.sentence() for v in self.verdicts if v.verdict == "hurts"]
         found += [v.sentence() for v in self.verdicts if v.verdict == "helps"]
         if self.average is not None and self.average.verdict != "not distinguishable":
             found.append(self.average.sentence())
         if self.verdicts and not self.hurt and not self.helped:
-            found.append("In no group can teacher and labels be told apart.")
+            found.append(Said("cap.nowhere"))
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,6 +237,15 @@ def _reach(name: str, right: NDArray[np.bool_], groups: Groups, level: float) ->
 
 
 _LABELS = {"plain": "all samples alike", "balanced": "every group and class weighing the same"}
+
+
+def _probe(told: str) -> str:
+    known = next((name for name, label in _LABELS.items() if label == told), None)
+    return told if known is None else Said(f"probe.{known}")
+
+
+def _reached(reach: Reach) -> dict[str, Any]:
+    return {"worst": reach.worst, "group": str(reach.worst_group), "average": reach.average}
 
 
 class NoiseCorrected:
@@ -420,10 +423,6 @@ def _shares(top: NDArray[Any], bottom: NDArray[Any]) -> Floats:
     """Ratios clipped to 0..1, nan where the cell comes out empty: the correction is unbiased, not confined."""
     share = np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=np.asarray(bottom) > 1e-9)
     return np.asarray(np.clip(share, 0.0, 1.0), np.float64)
-
-
-def _short(share: float) -> str:
-    return f"{share:.2f}".removeprefix("0") if share < 0.995 else "1.00"
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
 from limbeck.audits.labels import MATERIAL
+from limbeck.audits.said import Said, plain
 from limbeck.errors import RecipeError
 from limbeck.probe.partial import IMBALANCE
 from limbeck.recipe import Recipe
@@ -129,12 +130,12 @@ def copies(recipe: Recipe) -> bool:
 
 def weighs_groups(recipe: Recipe) -> bool:
     """Uses the groups of training (or, refitting a head, of validation) samples."""
-    return recipe.needs_groups
+    return recipe.needs_groups or (recipe.identify is not None and not recipe.identify.trains)
 
 
 def seeks_errors(recipe: Recipe) -> bool:
     """Gives weight to what a model gets wrong."""
-    return recipe.identify is not None or recipe.weighting.name in ("lff", "dedier")
+    return (recipe.identify is not None and recipe.identify.trains) or recipe.weighting.name in ("lff", "dedier")
 
 
 KINDS: Mapping[str, Callable[[Recipe], bool]] = MappingProxyType(
@@ -168,22 +169,20 @@ class Gate:
         recipes: the family it is about, a key of `KINDS`.
         effect: "harm", "help", "caution" (worth knowing, changes no rank) or "impossible".
         test: from the measured numbers and the recipe to whether it applies.
-        message: the reason, with the measured numbers to be filled in by name.
     """
 
     name: str
     recipes: str
     effect: Effect
     test: Callable[[Measured, Recipe], bool]
-    message: str
 
     def applies(self, measured: Measured, recipe: Recipe) -> bool:
         """Whether it is about this recipe and its condition holds."""
         return KINDS[self.recipes](recipe) and self.test(measured, recipe)
 
     def reason(self, measured: Measured) -> str:
-        """The message with its numbers."""
-        return self.message.format_map(_shown(measured))
+        """Why, with the measured numbers: the sentence `gate.<name>` of `words.yaml`."""
+        return Said(f"gate.{self.name}", _shown(measured))
 
 
 @dataclass(frozen=True)
@@ -193,6 +192,10 @@ class Finding:
     gate: str
     effect: Effect
     reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; `said` is the reason apart from its language, where it is known so."""
+        return {**asdict(self), "said": plain(self.reason)}
 
 
 def _large_losses(recipe: Recipe) -> bool:
@@ -215,142 +218,114 @@ GATES: tuple[Gate, ...] = (
         "copies the teacher",
         "harm",
         lambda m, r: m.lowered,
-        "copying the teacher hurts {hurt}: it reaches {teacher_worst} in its worst group, the labels alone "
-        "{labels_worst}",
     ),
     Gate(
         "teacher uneven",
         "copies the teacher",
         "caution",
         lambda m, r: bool(m.hurt) and not m.lowered,
-        "the teacher knows less than the labels give on {hurt}, though its worst group ({teacher_worst}) is above "
-        "theirs ({labels_worst})",
     ),
     Gate(
         "teacher worse than the labels",
         "copies the teacher",
         "harm",
         lambda m, r: m.average == "hurts",
-        "the teacher is worse than the labels alone on average ({teacher_average} against {labels_average}): no "
-        "teacher is better than this one",
     ),
     Gate(
         "teacher too wrong to transplant",
         "transplants the head",
         "harm",
         lambda m, r: m.teacher and m.teacher_worst_high < 0.5,
-        "its last layer is kept as it is, and it is wrong on most of {teacher_group} ({teacher_worst} right)",
     ),
     Gate(
         "teacher knows more than the labels",
         "copies the teacher",
         "help",
         lambda m, r: bool(m.helped) and not m.lowered and m.average != "hurts",
-        "the teacher knows more than the labels give on {helped}: {teacher_worst} in its worst group, the labels alone "
-        "{labels_worst}",
     ),
     Gate(
         "label outside the top two",
         "partial labels",
         "harm",
         lambda m, r: m.teacher and 1 - m.top2 > m.noise_high,
-        "the label is not among the teacher's top two on {top2_miss} of the samples (at worst {top2_worst_miss}, "
-        "{top2_group}), more than the share of wrong labels ({noise})",
     ),
     Gate(
         "teacher has learned the labels by heart",
         "partial labels",
         "caution",
         lambda m, r: m.memorised,
-        "the teacher repeats the labels it was trained on: its first candidate is the given label",
     ),
     Gate(
         "imbalanced classes",
         "averages labels",
         "harm",
         lambda m, r: m.class_ratio > IMBALANCE,
-        "label averaging may backfire: the largest class is {class_ratio} times the smallest, and its theory assumes "
-        "equal counts; rare classes are averaged into their neighbours",
     ),
     Gate(
         "averaging of wrong labels",
         "averages labels",
         "help",
         lambda m, r: m.noisy and m.classes > 2 and m.class_ratio <= IMBALANCE,
-        "{noise} of the labels look wrong, and averaging over similar samples takes noise out",
     ),
     Gate(
         "too few samples in a group",
         "weighs groups",
         "caution",
         lambda m, r: m.smallest_count < FEW,
-        "{smallest_group} has {smallest_count} training samples: weighing it up repeats these few",
     ),
     Gate(
         "groups missing from validation",
         "weighs groups",
         "caution",
         lambda m, r: bool(m.unseen_groups),
-        "no validation sample of {unseen_groups}: the worst group cannot be selected for",
     ),
     Gate(
         "validation too thin to refit on",
         "refits on validation",
         "harm",
         lambda m, r: bool(m.unseen_groups or m.thin_groups),
-        "the head is refitted on balanced validation groups, and fewer than 10 samples are there of {too_thin}",
     ),
     Gate(
         "group weights over wrong labels",
         "weighs groups",
         "caution",
         lambda m, r: m.noisy and m.label_groups,
-        "{noise} of the labels look wrong and the groups are made of the observed label: rare cells fill up with "
-        "mislabelled members of large ones, and weighing them up amplifies the noise",
     ),
     Gate(
         "group weights help",
         "weighs groups",
         "help",
         lambda m, r: m.gain_low > 0,
-        "a probe reaches {balanced_worst} in the worst group where every cell weighs the same, {plain_worst} without",
     ),
     Gate(
         "error set of wrong labels",
         "seeks errors",
         "harm",
         lambda m, r: m.noisy,
-        "{noise} of the labels look wrong: what a model gets wrong is then mostly mislabelled, and is weighed up",
     ),
     Gate(
         "wrong labels",
         "robust to wrong labels",
         "help",
         lambda m, r: m.noisy,
-        "{noise} of the labels look wrong ({noise_low} to {noise_high}), which this loss bears better",
     ),
     Gate(
         "hard groups given up",
         "gives up improbable labels",
         "harm",
         lambda m, r: m.groups is not None and m.plain_worst < m.plain_average - UNEVEN,
-        "it listens less to labels that look improbable, and those of a hard group do ({plain_worst} right in the "
-        "worst group by a plain probe)",
     ),
     Gate(
         "repairs what was right",
         "repairs the teacher",
         "harm",
         lambda m, r: m.noisy and bool(m.helped) and not m.lowered,
-        "it takes the label's side wherever they differ, and undoes the teacher's correction of wrong labels ({noise})",
     ),
     Gate(
         "weights that collapse",
         "group DRO",
         "harm",
         lambda m, r: _dro_step(r) >= LARGE_STEP and _large_losses(r),
-        "its losses are large (temperature squared), and a step of this size drives all weight to one group: take .01, "
-        "or normalise_losses",
     ),
 )
 """Every gate there is, apart from what a recipe itself refuses (`Recipe.check`) and what a teacher cannot supply."""
@@ -373,44 +348,27 @@ def _impossible(recipe: Recipe, measured: Measured) -> list[Finding]:
         found.append(Finding("refused by the recipe", "impossible", str(error)))
     lacking = sorted(recipe.teacher_outputs - set(measured.supplies)) if measured.teacher else []
     if lacking:
-        able = ", ".join(measured.supplies)
-        found.append(
-            Finding("not supplied", "impossible", f"it needs {', '.join(lacking)}, and this teacher supplies {able}")
-        )
+        told = {"needs": lacking, "supplies": list(measured.supplies)}
+        found.append(Finding("not supplied", "impossible", Said("gate.not supplied", told)))
     return found
 
 
-def _shown(measured: Measured) -> dict[str, str]:
+def _shown(measured: Measured) -> dict[str, Any]:
+    """What the sentences of the gates may name."""
     m = measured
     better = m.balanced_average if m.balanced_worst > m.plain_worst else m.plain_average
     return {
-        "hurt": _names(m.hurt),
-        "helped": _names(m.helped),
-        "teacher_worst": _share(m.teacher_worst),
-        "teacher_average": _share(m.teacher_average),
-        "teacher_group": m.teacher_group or "its worst group",
-        "labels_worst": _share(m.labels_worst),
-        "labels_average": _share(better),
-        "plain_worst": _share(m.plain_worst),
-        "balanced_worst": _share(m.balanced_worst),
-        "top2_miss": f"{1 - m.top2:.1%}",
-        "top2_worst_miss": f"{1 - m.top2_worst:.1%}",
-        "top2_group": m.top2_group or "all",
-        "noise": f"{m.noise:.1%}",
-        "noise_low": f"{m.noise_low:.1%}",
-        "noise_high": f"{m.noise_high:.1%}",
-        "class_ratio": f"{m.class_ratio:.1f}",
-        "smallest_group": m.smallest_group or "a group",
-        "smallest_count": f"{m.smallest_count:,}",
-        "unseen_groups": _names(m.unseen_groups),
-        "too_thin": _names(m.unseen_groups + m.thin_groups),
+        **{entry.name: getattr(m, entry.name) for entry in fields(m) if isinstance(getattr(m, entry.name), float)},
+        "hurt": list(m.hurt),
+        "helped": list(m.helped),
+        "teacher_group": m.teacher_group or Said("name.worst_group"),
+        "labels_worst": m.labels_worst,
+        "labels_average": better,
+        "top2_miss": 1 - m.top2,
+        "top2_worst_miss": 1 - m.top2_worst,
+        "top2_group": m.top2_group or Said("name.all"),
+        "smallest_group": m.smallest_group or Said("name.group"),
+        "smallest_count": m.smallest_count,
+        "unseen_groups": list(m.unseen_groups),
+        "too_thin": list(m.unseen_groups + m.thin_groups),
     }
-
-
-def _names(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _share(value: float) -> str:
-    return f"{value:.2f}".removeprefix("0")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from limbeck.audits.noise import Floats, Integers
+from limbeck.audits.said import Said
 
 LEAST_GAP = 0.01
 """A gap below this is left alone even where it is certain."""
@@ -45,15 +46,10 @@ class Honesty:
     def sentence(self) -> str:
         """What it means for the audit."""
         if not self.known:
-            return "The teacher was seen on one part only: whether it has learned labels by heart is not known."
-        facts = (
-            f"{100 * self.train:.1f} % right on training samples against {100 * self.held_out:.1f} % on held-out ones"
-            f" (gap {100 * self.low:+.1f} to {100 * self.high:+.1f} points), probability of the label "
-            f"{self.train_confidence:.3f} against {self.held_out_confidence:.3f}"
-        )
-        if self.memorised:
-            return f"The teacher is over-confident on samples it was trained on: {facts}."
-        return f"The teacher is no better on training samples than on held-out ones: {facts}."
+            return Said("honesty.unknown")
+        names = ("train", "held_out", "low", "high", "train_confidence", "held_out_confidence")
+        facts = Said("honesty.facts", {name: getattr(self, name) for name in names})
+        return Said("honesty.memorised" if self.memorised else "honesty.honest", {"facts": facts})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; None for nan."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from limbeck.audits.guard import Guarded, guard
 from limbeck.audits.noise import Floats, Integers, NoiseEstimate, checked, estimate_noise
 from limbeck.audits.ranking import Suspicion, suspicious
+from limbeck.audits.said import Said
 from limbeck.data.columns import Groups
 
 SHOWN = 100
@@ -96,30 +97,22 @@ class LabelAudit:
         """What was found, from the measured numbers."""
         noise, samples = self.noise, len(self.labels)
         flagged, held = int(self.suspicion.flagged.sum()), int(self.guarded.held_back.sum())
-        found = [
-            f"About {_percent(noise.rate)} of the labels look wrong ({_percent(noise.rate_low)} to "
-            f"{_percent(noise.rate_high)} by the samples the judge is surest of; {_percent(noise.confident_rate)} if "
-            "everything it confidently contradicts were wrong)."
+        rates = {"rate": noise.rate, "low": noise.rate_low, "high": noise.rate_high}
+        counts = {"flagged": flagged, "samples": samples, "free": flagged - held, "held": held}
+        found: list[str] = [
+            Said("labels.noise", {**rates, "confident": noise.confident_rate}),
+            Said("labels.flagged", {**counts, "uncertain": int(self.suspicion.uncertain.sum())}),
         ]
-        found.append(
-            f"{flagged:,} of {samples:,} labels are flagged; {flagged - held:,} may be corrected, {held:,} are held "
-            f"back for review; {int(self.suspicion.uncertain.sum()):,} more are uncertain and better kept as candidate "
-            "sets."
-        )
         for cell in sorted(self.guarded.cells, key=lambda cell: -cell.held_back)[:3]:
             if cell.held_back:
-                why = "it is protected" if cell.protected else f"at most {_percent(cell.limit)} of a cell may change"
-                found.append(
-                    f"{cell.name}: {cell.proposed:,} of {cell.samples:,} labels were flagged, {cell.held_back:,} are "
-                    f"held back ({why})."
-                )
+                why = Said("labels.protected") if cell.protected else Said("labels.limit", {"limit": cell.limit})
+                told = {"cell": cell.name, "flagged": cell.proposed, "samples": cell.samples, "held": cell.held_back}
+                found.append(Said("labels.held_back", {**told, "why": why}))
         apart = [g for g in noise.per_group if g.rate_low > noise.rate_high or g.rate_high < noise.rate_low]
         for entry in sorted(apart, key=lambda g: -g.rate)[:3]:
-            found.append(
-                f"{entry.name}: {_percent(entry.rate)} of the labels look wrong ({_percent(entry.rate_low)} to "
-                f"{_percent(entry.rate_high)}), unlike the rest."
-            )
-        return found + [f"Note: {note}." for note in noise.notes]
+            rates = {"rate": entry.rate, "low": entry.rate_low, "high": entry.rate_high}
+            found.append(Said("labels.group", {"group": entry.name, **rates}))
+        return found + [Said("note.said", {"note": note}) for note in noise.notes]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: rates, matrices, cells and the most suspicious samples."""
@@ -207,7 +200,3 @@ def audit_labels(
         () if groups is None else groups.names,
         judge,
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

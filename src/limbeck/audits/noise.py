@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from limbeck.data.columns import some
+from limbeck.audits.said import Said
 from limbeck.errors import ConfigError, DataError, unknown_name
 
 Floats = NDArray[np.float64]
@@ -353,28 +353,19 @@ def _total(counts: Floats) -> Integers:
 
 
 def _notes(found: _Estimated, counts: Floats, observed: Floats, agreement: float, strength: float) -> list[str]:
-    notes = []
+    notes: list[str] = []
     if agreement < 0.5:
-        notes.append(
-            f"no judge agrees with more than {agreement:.0%} of the labels: wrong labels cannot be told from weak "
-            "judges"
-        )
+        notes.append(Said("note.blind", {"agreement": agreement}))
     elif strength < 1:
-        notes.append(
-            f"a judge that has not seen the labels agrees with {agreement:.1%} of them, so the noise found by the "
-            f"probabilities was weakened to {strength:.0%} of itself"
-        )
+        notes.append(Said("note.weakened", {"agreement": agreement, "strength": strength}))
     few = np.flatnonzero(counts.sum(1) < FEWEST_ANCHORS)
     if len(few):
-        notes.append(f"class {some(few.tolist())} is hardly ever predicted: its row rests on fewer than 20 samples")
+        notes.append(Said("note.few_anchors", {"classes": few.tolist()}))
     if (observed == 0).any():
-        notes.append(f"class {some(np.flatnonzero(observed == 0).tolist())} is given to no sample")
+        notes.append(Said("note.not_given", {"classes": np.flatnonzero(observed == 0).tolist()}))
     weak = np.flatnonzero(np.diag(found.matrix) <= np.where(np.eye(len(counts)), 0, found.matrix).max(1))
     if len(weak):
-        notes.append(
-            f"class {some(weak.tolist())}: a wrong label is as common as the right one, so the matrix cannot be told "
-            "from one with the classes exchanged"
-        )
+        notes.append(Said("note.exchanged", {"classes": weak.tolist()}))
     return notes
 
 

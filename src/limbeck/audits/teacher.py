@@ -14,6 +14,7 @@ from limbeck.audits.cap import Cap
 from limbeck.audits.crossfit import calibrate
 from limbeck.audits.honesty import Honesty
 from limbeck.audits.noise import Floats, Integers
+from limbeck.audits.said import Said
 from limbeck.evaluation.calibration import group_calibration_error, group_means
 from limbeck.evaluation.compare import holm
 from limbeck.evaluation.intervals import wilson
@@ -80,11 +81,8 @@ class Relation:
 
     def sentence(self) -> str:
         """The relation in words."""
-        if self.kind == "one way":
-            return (
-                f"{self.first} is called {self.second} ({self.forward:.1%}), seldom the reverse ({self.backward:.1%})."
-            )
-        return f"{self.first} and {self.second} are confused both ways ({self.forward:.1%}, {self.backward:.1%})."
+        names = ("first", "second", "forward", "backward")
+        return Said(f"relation.{self.kind.replace(' ', '_')}", {name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,20 +119,15 @@ class TeacherAudit:
         all_ = self.overall
         found = self.cap.sentences()
         if all_.disagreements:
-            found.append(
-                f"Teacher and label differ on {all_.disagreements:,} of {all_.samples:,} samples; the witness backs "
-                f"the label on {all_.teacher_wrong:,}, the teacher on {all_.label_suspicious:,}, neither on "
-                f"{all_.undecided:,}."
-            )
-        found.append(self.honesty.sentence() + f" Audited: {self.source}.")
+            sides = {"label": all_.teacher_wrong, "teacher": all_.label_suspicious, "neither": all_.undecided}
+            found.append(Said("teacher.sides", {"differ": all_.disagreements, "samples": all_.samples, **sides}))
+        found.append(Said("teacher.audited", {"honesty": self.honesty.sentence(), "source": self.source}))
         if self.temperature > 1.25 or self.temperature < 0.8:
+            errors = {"error": all_.calibration_error, "calibrated": all_.calibrated_error}
             word = "over" if self.temperature > 1 else "under"
-            found.append(
-                f"It is {word}-confident (temperature {self.temperature:.2f}, calibration error "
-                f"{all_.calibration_error:.3f}, {all_.calibrated_error:.3f} with it)."
-            )
+            found.append(Said(f"teacher.{word}_confident", {"temperature": self.temperature, **errors}))
         found += [relation.sentence() for relation in self.relations[:3]]
-        return found + [f"Note: {note}." for note in self.notes]
+        return found + [Said("note.said", {"note": note}) for note in self.notes]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; None for nan."""

@@ -17,6 +17,7 @@ from limbeck.audits.gates import FEW_VALIDATION, Measured
 from limbeck.audits.honesty import Honesty, check_honesty
 from limbeck.audits.labels import MATERIAL, LabelAudit, audit_labels
 from limbeck.audits.noise import Floats, Integers
+from limbeck.audits.said import Said, plain
 from limbeck.audits.teacher import Outputs, TeacherAudit, audit_teacher
 from limbeck.audits.trial import FOLDS, Trial, run_trial
 from limbeck.data.columns import Groups, to_numpy
@@ -107,6 +108,7 @@ class Audit:
             "trial": None if self.trial is None else self.trial.to_dict(),
             "measured": self.measured.to_dict(),
             "verdicts": self.verdicts,
+            "said": [plain(sentence) for sentence in self.verdicts],
         }
 
 
@@ -263,7 +265,8 @@ class _Teaching:
         self.answered: Integers = self.rows
         self.outputs: Floats | None = None
         self.teacher: Teacher | None = None
-        self.description, self.source = "", ""
+        self.description = ""
+        self.source = ""
         if refit is not None:
             self._cross_fit(seen, refit, folds, seed)
         elif source is not None:
@@ -294,20 +297,17 @@ class _Teaching:
             self.rows = np.flatnonzero(held_out)
             self.log_probabilities = _log_probabilities(self.teacher, part)
             self.answered, self.outputs = self.rows, self.log_probabilities
-            self.source = f"the {len(self.rows):,} validation samples, which alone the teacher answers for"
+            self.source = Said("source.answered", {"n": len(self.rows)})
             return
         cells = None if seen.groups is None else _cells(seen.groups.index, seen.y, seen.num_classes)
         self.honesty = check_honesty(np.exp(outputs), seen.y, held_out, cells)
         if self.honesty.memorised:
             self.rows = np.flatnonzero(held_out)
-            self.source = (
-                f"the {len(self.rows):,} validation samples; training samples are left out, where it is over-confident"
-            )
+            self.source = Said("source.memorised", {"n": len(self.rows)})
         elif self.honesty.known:
-            self.source = f"all {len(seen):,} training and validation samples"
+            self.source = Said("source.all", {"n": len(seen)})
         else:
-            part_name = "validation" if held_out.all() else "training"
-            self.source = f"the {len(seen):,} {part_name} samples, the only ones there are"
+            self.source = Said("source.validation" if held_out.all() else "source.training", {"n": len(seen)})
         self.log_probabilities, self.outputs = outputs[self.rows], outputs
 
     def _cross_fit(self, seen: Data, refit: Callable[[Data], Any], folds: int, seed: int) -> None:
@@ -326,7 +326,7 @@ class _Teaching:
             outputs[inside] = _log_probabilities(self.teacher, part)
         self.log_probabilities = self.outputs = outputs
         self.description = f"{describe(self.teacher)}, cross-fitted" if self.teacher is not None else ""
-        self.source = f"all {len(seen):,} samples, each by a teacher of {folds} that was trained without it"
+        self.source = Said("source.cross_fitted", {"n": len(seen), "folds": folds})
         self.teacher = None  # five teachers have no features in common
 
 
@@ -463,21 +463,19 @@ def _notes(seen: Data, rows: NDArray[np.int64]) -> list[str]:
     thin = [name for name, n in zip(seen.groups.names, counts) if n < FEW_VALIDATION]
     if not thin:
         return []
-    more = f" and {len(thin) - 3} more" if len(thin) > 3 else ""
-    return [f"fewer than {FEW_VALIDATION} samples audited of {', '.join(thin[:3])}{more}: no verdict on these"]
+    return [Said("note.thin", {"few": FEW_VALIDATION, "groups": thin})]
 
 
 def _described(data: Data, seen: Data, basis: Basis, labels: LabelAudit) -> dict[str, Any]:
     counts = np.bincount(seen.y, minlength=seen.num_classes)
-    notes = []
+    notes: list[str] = []
     if counts.max() > _IMBALANCED * max(counts.min(), 1):
         rare, common = int(counts.argmin()), int(counts.argmax())
-        notes.append(
-            f"Classes are very imbalanced ({seen.classes[common]}: {counts[common]:,}, {seen.classes[rare]}: "
-            f"{counts[rare]:,}): methods that average labels (several rounds, partial labels) may backfire."
-        )
+        names = {"common": seen.classes[common], "rare": seen.classes[rare]}
+        sizes = {"common_count": int(counts[common]), "rare_count": int(counts[rare])}
+        notes.append(Said("note.imbalanced", {**names, **sizes}))
     if _material(labels):
-        notes.append("Accuracies of probes and teacher are corrected for the estimated label noise.")
+        notes.append(Said("note.corrected"))
     return {
         "name": data.name,
         "fingerprint": data.fingerprint(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -14,88 +13,6 @@ from limbeck.place import Place
 
 if TYPE_CHECKING:
     from limbeck.report.language import Language
-
-WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "en": {
-            "overall": "Distillation against the plain student, in {count} pilots: {parts}.",
-            "better": "better in {count}",
-            "worse": "worse in {count}",
-            "not distinguishable": "not distinguishable in {count}",
-            "not measured": "not measured in {count}",
-            "None": "not tried in {count}",
-            "join": ", ",
-            "pilots": "Pilots",
-            "lead": "One row a data set and student. Each is decided by itself, on its own test samples; the link "
-            "leads to its page. What is shown was chosen on validation.",
-            "data": "data set",
-            "student": "student",
-            "parameters": "parameters",
-            "label": "chosen on validation",
-            "average": "average %",
-            "worst_group": "worst group %",
-            "plain": "plain student, worst group %",
-            "outcome": "against the plain student",
-            "sizes": "Students of different size",
-            "sizes_lead": "Within a data set, on the same test samples: the best of each student on validation against "
-            "that of the largest. p is corrected for the number of students.",
-            "against": "against",
-            "share": "share of its parameters %",
-            "metric": "where",
-            "difference": "difference, points",
-            "interval": "95% interval",
-            "verdict": "verdict",
-            "verdicts": "Verdicts",
-            "metric.average": "average",
-            "metric.worst_group": "worst group",
-            "verdict.better": "better",
-            "verdict.worse": "worse",
-            "verdict.not distinguishable": "not distinguishable",
-            "verdict.not measured": "not measured",
-            "verdict.None": "no recipe with a teacher",
-            "run": "Pilot {name}, {created}, seeds {seeds}, limbeck {version}",
-        },
-        "ja": {
-            "overall": "蒸留と通常の生徒モデルの比較（パイロット{count}件）：{parts}。",
-            "better": "優れている {count}件",
-            "worse": "劣っている {count}件",
-            "not distinguishable": "区別できない {count}件",
-            "not measured": "測定なし {count}件",
-            "None": "未実施 {count}件",
-            "join": "、",
-            "pilots": "パイロット一覧",
-            "lead": "1行が1つのデータセットと生徒モデルです。判定はそれぞれのテストサンプルで個別に行います。"
-            "リンク先に各レポートがあります。表示したモデルは検証データで選んだものです。",
-            "data": "データセット",
-            "student": "生徒モデル",
-            "parameters": "パラメータ数",
-            "label": "検証データで選んだモデル",
-            "average": "平均 %",
-            "worst_group": "最悪グループ %",
-            "plain": "通常の生徒モデルの最悪グループ %",
-            "outcome": "通常の生徒モデルとの比較",
-            "sizes": "大きさの異なる生徒モデル",
-            "sizes_lead": "同じデータセットの同じテストサンプルで、検証データで選んだ各生徒モデルの最良のものを、"
-            "最大の生徒モデルの最良のものと比べます。p値は生徒モデルの数で補正しています。",
-            "against": "比較対象",
-            "share": "パラメータ数の割合 %",
-            "metric": "指標",
-            "difference": "差（ポイント）",
-            "interval": "95%区間",
-            "verdict": "判定",
-            "verdicts": "各パイロットの結論",
-            "metric.average": "平均",
-            "metric.worst_group": "最悪グループ",
-            "verdict.better": "優れている",
-            "verdict.worse": "劣っている",
-            "verdict.not distinguishable": "区別できない",
-            "verdict.not measured": "測定なし",
-            "verdict.None": "教師モデルを使うレシピなし",
-            "run": "パイロット {name}、{created}、シード {seeds}、limbeck {version}",
-        },
-    }
-)
-"""By language and key, as the files of `limbeck.report.languages`; the sentences of single pilots come from there."""
 
 _STYLE = """
 :root { --ink: #1f2933; --muted: #52606d; --line: #d9e0e7; color-scheme: light; }
@@ -114,6 +31,7 @@ a { color: #00528a; text-underline-offset: .15em; }
 :focus-visible { outline: 3px solid #56b4e9; outline-offset: 2px; }
 @media print { .scroll { border: 0; overflow: visible; } table { font-size: 9pt; } }
 """
+_COUNTED = ("better", "worse", "not distinguishable", "not measured", None)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
 _NUMBERS = ("parameters", "average", "worst_group", "plain", "share", "difference", "interval")
 
@@ -132,10 +50,9 @@ def overview_html(
     Raises:
         ConfigError: for an unknown language.
     """
-    from limbeck.report.language import Language, load_language
+    from limbeck.report.language import load_language
 
-    spoken = load_language(language)
-    t = Language(language, WORDS[language])
+    t = load_language(language)
     rows = record["pilots"]
     titles = [kind for kind in ("data", "student") if any(row[kind] is not None for row in rows)]
     first = _overall(rows, t)
@@ -143,14 +60,14 @@ def overview_html(
         Markup("<h1>{}</h1>").format(first),
         Markup('<p class="quiet">{}</p>').format(
             t(
-                "run",
+                "overview.run",
                 name=record["name"],
                 created=record["created"],
                 seeds=", ".join(map(str, record["seeds"])),
                 version=__version__,
             )
         ),
-        _heading(t("pilots"), t("lead")),
+        _heading(t("overview.pilots"), t("overview.pilots_lead")),
         _table(
             [*titles, "parameters", "label", "average", "worst_group", "plain", "outcome"],
             [_pilot_row(row, titles, links, t) for row in rows],
@@ -159,15 +76,15 @@ def overview_html(
     ]
     if record["comparisons"]:
         parts += [
-            _heading(t("sizes"), t("sizes_lead")),
+            _heading(t("overview.sizes"), t("overview.sizes_lead")),
             _table(
                 [*titles, "against", "share", "metric", "difference", "interval", "verdict"],
                 [_size_row(row, titles, t) for row in record["comparisons"]],
                 t,
             ),
         ]
-    parts.append(_heading(t("verdicts"), ""))
-    parts += [_verdict(place, result, spoken) for place, result in pilots.items()]
+    parts.append(_heading(t("overview.verdicts"), ""))
+    parts += [_verdict(place, result, t) for place, result in pilots.items()]
     return _page(first, language, parts)
 
 
@@ -183,9 +100,13 @@ def _page(title: str, language: str, parts: Iterable[Markup]) -> str:
 
 
 def _overall(rows: Sequence[Mapping[str, Any]], t: Language) -> str:
-    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in [row["outcome"] for row in rows]}
-    said = [t(key, count=counts[outcome]) for key in t.strings for outcome in counts if str(outcome) == key]
-    return t("overall", count=len(rows), parts=t.join(said))
+    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in _COUNTED}
+    said = [t(f"overview.counted.{_named(outcome)}", count=count) for outcome, count in counts.items() if count]
+    return t("overview.first", count=len(rows), parts=t.join(said))
+
+
+def _named(outcome: str | None) -> str:
+    return "not tried" if outcome is None else outcome
 
 
 def _heading(title: str, lead: str) -> Markup:
@@ -196,7 +117,8 @@ def _heading(title: str, lead: str) -> Markup:
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str | Markup]], t: Language) -> Markup:
     kinds = [Markup(' class="number"') if column in _NUMBERS else Markup() for column in columns]
     head = Markup().join(
-        Markup('<th scope="col"{}>{}</th>').format(kind, t(column)) for kind, column in zip(kinds, columns, strict=True)
+        Markup('<th scope="col"{}>{}</th>').format(kind, t(f"overview.column.{column}"))
+        for kind, column in zip(kinds, columns, strict=True)
     )
     body = Markup("\n").join(
         Markup("<tr>{}</tr>").format(
@@ -218,7 +140,7 @@ def _pilot_row(
     # The last name of a row is the link: it is what tells the row from the one above.
     names[-1] = Markup('<a href="{}">{}</a>').format(links[place], names[-1])
     shares = (row["average"], row["worst_group"], row["plain"]["worst_group"])
-    outcome = t(f"verdict.{row['outcome']}")
+    outcome = t(f"overview.outcome.{_named(row['outcome'])}")
     return [*names, _count(row["parameters"]), row["label"], *map(_percent, shares), outcome]
 
 
@@ -229,20 +151,18 @@ def _size_row(row: Mapping[str, Any], titles: Sequence[str], t: Language) -> lis
         *names,
         f"{row['against_student']} ({row['against_label']})",
         f"{100 * row['parameters'] / row['against_parameters']:.3g}",
-        t(f"metric.{row['metric']}"),
+        t(f"overview.metric.{row['metric']}"),
         f"{100 * row['difference']:+.1f}" if known else "–",
         f"{100 * row['low']:+.1f} … {100 * row['high']:+.1f}" if known else "–",
-        t(f"verdict.{row['verdict']}"),
+        t(f"overview.outcome.{_named(row['verdict'])}"),
     ]
 
 
-def _verdict(place: Place, result: PilotResult, spoken: Language) -> Markup:
+def _verdict(place: Place, result: PilotResult, t: Language) -> Markup:
     from limbeck.report.sentences import headline
     from limbeck.report.summary import Summary
 
-    return Markup("<p><strong>{}</strong>: {}</p>").format(
-        str(place), headline(Summary.from_result(result.record), spoken)
-    )
+    return Markup("<p><strong>{}</strong>: {}</p>").format(str(place), headline(Summary.from_result(result.record), t))
 
 
 def _count(value: int | None) -> str:

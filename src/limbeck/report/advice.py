@@ -24,10 +24,30 @@ def advice(summary: Summary, t: Language) -> Section | None:
         teacher = summary.model(f"teacher-{key}") or summary.model(key)
         title = t("advice.of_labels") if key == "labels" else t("advice.of", teacher=teacher.label if teacher else key)
         blocks.append(Text((judged(summary, found, t),), title=title))
-        # An audit speaks English; its numbers are in the table in every language.
-        blocks.append(Text(tuple(found["verdicts"]), points=True, language="" if t.code == "en" else "en"))
+        blocks.append(verdicts(found, t))
         blocks.append(advice_table(summary, found, t))
     return Section("advice", t("section.advice"), t("lead.advice"), tuple(blocks))
+
+
+def verdicts(audit: Mapping[str, Any], t: Language) -> Text:
+    """What the audit found, one sentence each."""
+    said = audit.get("said")
+    if t.code == "en" or said is None:
+        # Audits once kept their English alone.
+        return Text(tuple(audit["verdicts"]), points=True, language="" if t.code == "en" else "en")
+    from limbeck.audits.said import spoken
+
+    words = t.audit()
+    return Text(tuple(spoken(sentence, words) for sentence in said), points=True)
+
+
+def reason(finding: Mapping[str, Any], t: Language) -> str:
+    """Why a recipe is advised or not; what the recipe itself says against the data is English."""
+    if t.code == "en" or "said" not in finding:
+        return str(finding["reason"])
+    from limbeck.audits.said import spoken
+
+    return spoken(finding["said"], t.audit())
 
 
 def judged(summary: Summary, audit: Mapping[str, Any], t: Language) -> str:
@@ -73,7 +93,7 @@ def advice_table(summary: Summary, audit: Mapping[str, Any], t: Language) -> Tab
         for metric in metrics:
             expected = entry["worst" if metric == "worst_group" else "average"]
             cells += [Cell(numbers.percent(expected)), Cell(numbers.percent(reached(summary, entry["recipe"], metric)))]
-        reasons = [str(finding["reason"]) for finding in entry["reasons"]]
+        reasons = [reason(finding, t) for finding in entry["reasons"]]
         cells.append(Cell(t("list").join(reasons) or numbers.NOTHING))
         rows.append(tuple(cells))
     return Table(t("caption.advice"), tuple(columns), tuple(rows), t("note.advice"))

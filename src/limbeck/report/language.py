@@ -11,6 +11,7 @@ import yaml
 from limbeck.errors import ConfigError, unknown_name
 
 _FOLDER = resources.files("limbeck.report") / "languages"
+_AUDITS = resources.files("limbeck") / "audits" / "words.yaml"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Language:
         """The word for a value that results hold (a metric, a selection rule); the value itself where there is none."""
         return self.strings.get(f"{family}.{name}", str(name))
 
+    def audit(self) -> dict[str, str]:
+        """The sentences of an audit by their own keys, for `limbeck.audits.said.spoken`."""
+        return {key.removeprefix("audit."): text for key, text in self.strings.items() if key.startswith("audit.")}
+
     def join(self, parts: list[str]) -> str:
         """Several names as one enumeration."""
         return self("join").join(parts)
@@ -50,6 +55,9 @@ def load_language(code: str) -> Language:
     if code not in languages():
         raise ConfigError(unknown_name("report language", code, languages()))
     tree = yaml.safe_load((_FOLDER / f"{code}.yaml").read_text(encoding="utf-8"))
+    if code == "en":
+        # An audit speaks English by itself, without a report.
+        tree["audit"] = yaml.safe_load(_AUDITS.read_text(encoding="utf-8"))
     return Language(code, dict(_flatten(tree)))
 
 
