@@ -58,7 +58,7 @@ FIXED: dict[str, Any] = {
 COLUMNS = (*NO_TEACHER, *FIXED, "arbitration", "auto")
 STUDENT, TEACHER = [64], [128]
 SETTINGS: dict[str, Any] = {"epochs": 10, "learning_rate": 1e-2}
-ARBITRATE: dict[str, Any] = {"rounds": 4, "repeats": 1, "bootstrap": 2}
+ARBITRATE: dict[str, Any] = {"rounds": 3, "repeats": 1, "bootstrap": 2}
 TRAINING, VALIDATION, POOL, TEST, FEW = 2_000, 1_000, 4_000, 4_000, 150
 WITHIN, FAILURES = 0.005, 12
 
@@ -288,31 +288,21 @@ def measure(name: str, labels: str, known: bool, seed: int, teachers: dict[str, 
     seconds = time.perf_counter() - started
     fixed = fixed_columns(build, data, test, teachers, seed)
     recipe = as_recipe({"recipe": "auto", "attribute": attribute})
-    alone: dict[str, lb.Fitted] = {}
+    settings: dict[str, Any] = {"seed": seed, "training": training(data)}
+    by_itself = as_recipe({"recipe": "arbitration", "attribute": attribute})
+    unheard = lb.fit(build, data, recipe=by_itself, arbitration=arbitration, selection="worst_group", **settings)
+    true = data.train.columns["true_label"]
     found = {}
     for kind, source in teachers.items():
         trained: dict[str, lb.Fitted] = {}
 
-        def fit(student: Any, part: lb.Data, *, teacher: Any, recipe: Any, **more: Any) -> lb.Fitted:
-            """`lb.fit`; what learns from no teacher is trained once for all of them."""
-            memory = alone if teacher is None else trained  # noqa: B023
-            if recipe.name not in memory:
-                memory[recipe.name] = lb.fit(student, part, teacher=teacher, recipe=recipe, **more)
-            trained[recipe.name] = memory[recipe.name]  # noqa: B023
-            return memory[recipe.name]
+        def fit(*given: Any, recipe: Any, **more: Any) -> lb.Fitted:
+            """`lb.fit`, and what it made is kept."""
+            trained[recipe.name] = lb.fit(*given, recipe=recipe, **more)  # noqa: B023
+            return trained[recipe.name]  # noqa: B023
 
-        auto = choose(
-            fit,
-            build,
-            data,
-            source,
-            recipe,
-            arbitration,
-            None,
-            RULES["worst_group"],
-            seed=seed,
-            training=training(data),
-        )
+        heard = lb.arbitrate(data, source, attribute=attribute, seed=seed, **ARBITRATE)
+        auto = choose(fit, build, data, source, recipe, heard, None, RULES["worst_group"], **settings)
         chosen = auto.details["chosen"]
         reached = {key: accuracy(one, test) for key, one in trained.items()}
         candidates = {
@@ -321,13 +311,14 @@ def measure(name: str, labels: str, known: bool, seed: int, teachers: dict[str, 
             if row["score"] is not None
         }
         found[kind] = {
-            "columns": {**fixed[kind], "arbitration": reached["arbitration"], "auto": accuracy(auto, test)},
+            "columns": {**fixed[kind], "arbitration": accuracy(unheard, test), "auto": accuracy(auto, test)},
             "candidates": candidates,
             "merged": None if chosen["merged"] is None else {**reached["merged"], "score": chosen["merged"]["score"]},
             "chosen": chosen["recipe"],
             "teacher": accuracy(collect(source, test)["logits"].numpy(), test),
+            "noise_found": heard.noise_rate,
+            "posterior_right": float((heard.posterior.argmax(axis=1) == true).mean()),
         }
-    true = data.train.columns["true_label"]
     return {
         "teachers": found,
         "noise_true": float((data.train.y != true).mean()),

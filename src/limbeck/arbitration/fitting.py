@@ -13,18 +13,26 @@ from limbeck.arbitration import model
 from limbeck.arbitration.judge import CrossFit, Judge, as_judge, evidence_data
 from limbeck.arbitration.model import Fit, Floats, Integers
 from limbeck.arbitration.result import Arbitration, Judged
-from limbeck.arbitration.strata import protected_rows, strata_of
+from limbeck.arbitration.strata import Strata, protected_rows, strata_of
 from limbeck.errors import ConfigError, unknown_name
-from limbeck.teachers import as_teacher
+from limbeck.recipe import WITNESSES
+from limbeck.teachers import Teacher, as_teacher, collect, require
 from limbeck.training import derive_seed
 
 if TYPE_CHECKING:
     from limbeck.data import Data
 
 NOISES = ("shared", "per_group")
-GAMMA_START, GAMMA_STEP = 0.5, 0.15
-"""The judge's balance by round: flattening all cells at once, under noise, fills the rare ones with wrong labels."""
-START_DIAGONAL = 0.7
+BY_HEART = "not heard: it has learned the training labels by heart; through its eyes those of validation are wronger"
+STARTS = (0.9, 0.75, 0.6, 0.4)
+"""Shares of right labels that the search for the noise begins from."""
+HEART_SCALES, HEART_TRUSTS = (0.25, 0.5, 1.0), (0.0, 0.25, 0.5, 1.0)
+HEART_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+"""Where it is looked for whether validation labels are noisier through a teacher's eyes than training labels."""
+SURE_NATS = 3.32
+"""Half the .99 quantile of χ² with one degree of freedom."""
+LEAST_GAIN = 0.5
+"""Nats by which another round must explain the labels better for yet another one."""
 RATES = tuple(np.round(np.concatenate([np.arange(0, 0.3, 0.02), np.arange(0.3, 0.71, 0.05)]), 3).tolist())
 PROFILED = 4_000
 """Samples that the profile of the noise rate is taken on, at most."""
@@ -49,33 +57,35 @@ def arbitrate(
     bootstrap: int = 20,
     protect: Mapping[str, float] | Sequence[str] | None = None,
     tolerance: float = 0.01,
+    witness: str = "auto",
     seed: int = 0,
 ) -> Arbitration:
     """What the true class of every training sample is, and how sure that is.
 
-    First judges learn the given labels, as if all were right. Then targets start from the label shares of each value
-    of the attribute, unmixed by a rough noise, and in every round judges, in folds, learn the present targets with the
-    cells (attribute, class) made more even; what they say of the samples that they have not seen, without the prior
-    that they were trained under, is the evidence; its scale and the noise matrix have the largest marginal likelihood.
-    The round is kept under which the given labels of unseen samples are likeliest; unless it explains them better than
-    that all labels are right, by two standard errors, nothing is corrected. Validation samples are judged too; test
-    samples are never looked at.
+    Hypotheses about the noise are tried one by one, the first that all labels are right. Under each, judges learn the
+    given labels of some folds by the likelihood of the model (`limbeck.arbitration.judge`), and what they say of the
+    samples that they have not seen is the evidence; its scale, the trust in a teacher and the noise matrix have the
+    largest marginal likelihood. Then what was found best is tried again, as long as it gets better. The hypothesis is
+    kept under which the given labels of unseen samples are likeliest; where that is that all are right, nothing is
+    corrected. Validation samples are judged too; test samples are never looked at.
 
     Args:
         data: with training samples.
-        teacher: whose features the judge stands on, with judge="teacher"; not needed otherwise.
+        teacher: a witness (see `witness`), and whose features the judge stands on, with judge="teacher".
         attribute: what the label may be tied to: a name, several for their product, numbers `[N]` that do not depend
             on the label, or None for what the declared groups are made of besides the label.
         judge: a basis (`auto`, `raw`, `features`, `teacher`), a `Judge`, or a function that builds its network.
         features: `[N, D]`, for the basis `features`.
         folds: of the cross-fitting.
-        rounds: at most; fewer where the posterior stops moving.
+        rounds: how often what was found is tried again, at most; fewer where labels get no likelier by it.
         gamma: how far the weights even out the cells (attribute, class), 0 to 1; .7 was good throughout.
         noise: `shared`, or `per_group` for a matrix of each value of the attribute, shrunk to the shared one.
         repeats: divisions into folds in the last round; their evidence is averaged.
         bootstrap: replicates behind the spread of posterior, noise and scale.
         protect: classes or groups by name, with the share of them that may be corrected; a list stands for 0.
         tolerance: mean total variation between rounds below which it has converged.
+        witness: `auto` hears a teacher unless it has learned the training labels by heart, `always` hears it in any
+            case, `never` does not.
         seed: of folds, judges and bootstrap.
 
     Returns:
@@ -84,18 +94,28 @@ def arbitrate(
     Raises:
         LimbeckError: for what does not fit, before any training.
     """
-    _check(rounds, gamma, noise, repeats, bootstrap)
+    _check(rounds, gamma, noise, witness, repeats, bootstrap)
     kept = np.flatnonzero(data.split < 2)
     strata = strata_of(data, attribute).take(kept)
     if features is not None:
         features = _at(features, len(data), kept)
     part = data.subset(kept)
     part.check(splits=("train",))
-    seen, basis = evidence_data(part, as_judge(judge), None if teacher is None else as_teacher(teacher), features)
+    source = None if teacher is None else as_teacher(teacher)
+    seen, basis = evidence_data(part, as_judge(judge), source, features)
     court = CrossFit(seen, as_judge(judge), folds, seed, linear=basis == "teacher")
-    run = _Run(part, strata.index, len(strata.names), noise == "per_group", court)
+    said = None if source is None or witness == "never" else _testimony(source, part, strata)
     guarded = protected_rows(part.train, protect)
-    history, converged = run.rounds(rounds, tolerance, repeats)
+
+    def searched(said: Floats | None) -> tuple[_Run, list[dict[str, Any]], bool]:
+        run = _Run(part, strata.index, len(strata.names), noise == "per_group", court, said)
+        return run, *run.search(rounds, tolerance, repeats)
+
+    run, history, converged = searched(said)
+    heard = "no teacher" if source is None else "not asked" if said is None else "heard"
+    if said is not None and witness == "auto" and run.known_by_heart():
+        heard = BY_HEART
+        run, history, converged = searched(None)
     target, held = run.fit.posterior, np.zeros(len(run.given), bool)
     for rows, cap in guarded.values():
         target, pinned = model.hold_back(target, run.given, rows, cap)
@@ -132,15 +152,19 @@ def arbitrate(
         identifiable=identifiable,
         reason=reason,
         basis=basis,
+        trust=run.fit.trust,
+        teacher=heard,
         protected={name: cap for name, (_, cap) in guarded.items()},
         held_back=held,
         validation=run.judged_validation(),
     )
 
 
-def _check(rounds: int, gamma: float, noise: str, repeats: int, bootstrap: int) -> None:
+def _check(rounds: int, gamma: float, noise: str, witness: str, repeats: int, bootstrap: int) -> None:
     if noise not in NOISES:
         raise ConfigError(unknown_name("noise", noise, NOISES))
+    if witness not in WITNESSES:
+        raise ConfigError(unknown_name("witness", witness, WITNESSES))
     if rounds < 1 or repeats < 1 or bootstrap < 2:
         raise ConfigError(
             f"arbitration needs a round, a division into folds and two replicates at least: found {rounds}, {repeats} "
@@ -157,6 +181,27 @@ def _at(features: Any, count: int, rows: Integers) -> Any:
     return values[rows]
 
 
+def starts(classes: int) -> tuple[float, ...]:
+    """The shares of right labels that are tried first: those of which more are right than of any one other class."""
+    return tuple(share for share in STARTS if share > (1 - share) / (classes - 1))
+
+
+def _likelihood(here: _Round) -> float:
+    return here.fit.likelihood
+
+
+def _near(values: Sequence[float], value: float) -> Sequence[float]:
+    place = values.index(value)
+    return values[max(place - 1, 0) : place + 2]
+
+
+def _testimony(teacher: Teacher, part: Data, strata: Strata) -> Floats:
+    """What a teacher says of every training and validation sample beyond its stratum, log t `[N, C]`."""
+    require(teacher, ["logits"], by="arbitration")
+    probabilities = model.softmax(collect(teacher, part, ("logits",))["logits"].double().numpy())
+    return model.testimony(probabilities, part.split == 0, strata.index, len(strata.names))
+
+
 def _interval(values: Floats) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
@@ -164,147 +209,173 @@ def _interval(values: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class _Round:
-    """What was learned and found in one round.
+    """What judges under one hypothesis about the noise say, and what follows from it.
 
     Attributes:
-        target: what the judges learned, a `[n, C]` of the round before.
-        gamma: how far its cells were made even.
-        prior: p(k|s) of it `[S, C]`.
-        evidence: of the judges `[n, C]`, the mean over `evidences`.
-        evidences: one a division into folds.
+        noise: what they took the matrix to be, one a sample where strata have their own.
+        prior: p(k|s) under it `[S, C]`.
+        trust: in the teacher.
+        evidences: of the judges `[n, C]`, one a division into folds.
         validation: evidence of the validation samples `[m, C]`.
-        found: scale, noise and posterior.
+        fit: scale, trust, noise and posterior.
     """
 
-    target: Floats
-    gamma: float
+    noise: Floats
     prior: Floats
-    evidence: Floats
+    trust: float
     evidences: list[Floats]
     validation: Floats | None
-    found: Fit | None = None
-
-    def fitted(self, found: Fit) -> _Round:
-        """The round with its fit."""
-        return replace(self, found=found)
+    fit: Fit
 
     @property
-    def fit(self) -> Fit:
-        """The fit, once there is one."""
-        assert self.found is not None
-        return self.found
+    def evidence(self) -> Floats:
+        """The mean over the divisions into folds `[n, C]`."""
+        return np.asarray(np.mean(self.evidences, axis=0))
 
 
 class _Run:
-    """The state of the alternation."""
+    """The search for the hypothesis under which the given labels of unseen samples are likeliest."""
 
-    def __init__(self, part: Data, stratum: Integers, strata: int, per_stratum: bool, court: CrossFit) -> None:
+    def __init__(
+        self, part: Data, stratum: Integers, strata: int, per_stratum: bool, court: CrossFit, said: Floats | None
+    ) -> None:
         training = part.split == 0
         self.part, self.court, self.strata, self.classes = part, court, strata, part.num_classes
         self.given, self.stratum = part.y[training], stratum[training]
         self.validation_given, self.validation_stratum = part.y[~training], stratum[~training]
+        self.said = None if said is None else said[training]
+        self.said_beside = None if said is None else said[~training]
         self.own: dict[str, Any] = {"stratum": self.stratum, "strata": strata} if per_stratum else {}
-        self.noise = model.symmetric(self.classes, START_DIAGONAL)
-        self.prior = model.first_prior(self.given, self.stratum, strata, self.classes, START_DIAGONAL)
-        self.target = model.posterior(
-            np.zeros((len(self.given), self.classes)), self.prior[self.stratum], self.noise, self.given
-        )
         self.labels_right: _Round
         self.best: _Round
         self.gain: tuple[float, float]
         self.noisy: bool
         self.fit: Fit
 
-    def rounds(self, rounds: int, tolerance: float, repeats: int) -> tuple[list[dict[str, Any]], bool]:
-        """Alternate, and keep the round under which the labels are likeliest: also the one that takes them as right.
+    def search(self, rounds: int, tolerance: float, repeats: int) -> tuple[list[dict[str, Any]], bool]:
+        """Try that all labels are right, then several rates of noise, then again and again the noise just found.
 
         Returns:
-            The record of each round, and whether the posterior stopped moving.
+            The record of each hypothesis, and whether the posterior stopped moving.
         """
-        self.noise = np.eye(self.classes)
-        self.labels_right = self._with_labels_right()
-        self.noise = model.symmetric(self.classes, START_DIAGONAL)
-        history = [self._record(0, GAMMA_START, self.labels_right, None)]
+        identity = np.eye(self.classes)
+        tried = [self._hypothesis(identity, 0.0, "labels")]
+        if tried[0].fit.trust:
+            tried.append(self._hypothesis(identity, tried[0].fit.trust, "labels and teacher"))
+        self.labels_right = max(tried, key=_likelihood)
+        trust = self.labels_right.fit.trust
+        history = [self._record(self.labels_right, "labels are right", None)]
         best: _Round | None = None
-        for number in range(rounds):
-            before, gamma = self.target, min(1.0, GAMMA_START + GAMMA_STEP * number)
-            here = self._step(number, gamma)
-            self.noise, self.target = here.fit.noise, here.fit.posterior
-            history.append(self._record(number + 1, gamma, here, before))
-            if best is None or here.fit.likelihood > best.fit.likelihood:
-                best = here
-            # Small steps say nothing before cells are even: a rare class hardly shows in the mean.
-            if (gamma == 1.0 and history[-1]["moved"] < tolerance) or (number >= 2 and self._gain(best)[0] < 0):
-                break
+        for diagonal in starts(self.classes):
+            here = self._hypothesis(model.symmetric(self.classes, diagonal), trust, f"start {diagonal}")
+            history.append(self._record(here, f"{diagonal:.0%} of labels are right", None))
+            best = here if best is None else max(best, here, key=_likelihood)
         assert best is not None
+        moved = 1.0
+        for number in range(rounds):
+            if self._gain(best)[0] < 0:
+                break
+            here = self._hypothesis(best.fit.noise, best.fit.trust, f"round {number}", best.fit.by_stratum)
+            history.append(self._record(here, "as found before", best))
+            moved = history[-1]["moved"]
+            ahead = here.fit.likelihood - best.fit.likelihood
+            best = max(best, here, key=_likelihood)
+            if moved < tolerance or ahead * len(self.given) < LEAST_GAIN:
+                break
         self.gain = self._gain(best)
-        # No correction is the simpler outcome: it takes more than chance to leave it.
-        self.noisy = self.gain[0] > 2 * self.gain[1]
+        self.noisy = self.gain[0] > 0
         self.best = self._repeated(best, repeats) if self.noisy else self.labels_right
-        self.fit, self.prior, self.noise = self.best.fit, self.best.prior, self.best.fit.noise
-        return history, not self.noisy or history[-1]["moved"] < 2 * tolerance
+        self.fit, self.prior = self.best.fit, self.best.prior
+        return history, not self.noisy or moved < 5 * tolerance
 
-    def _with_labels_right(self) -> _Round:
-        """Judges of the given labels themselves."""
-        given = np.eye(self.classes)[self.given]
-        here = self._judged(given, GAMMA_START, "labels", 0)
-        return here.fitted(model.without_noise(here.evidence, here.prior[self.stratum], self.given))
+    def _hypothesis(self, noise: Floats, trust: float, name: str, own: Floats | None = None) -> _Round:
+        """Judges under a noise matrix (one for each stratum where `own` has them), and the fit to what they say."""
+        prior = self._prior(noise, own)
+        evidence, validation = self._judged(noise, own, prior, trust, name, 0)
+        fitted = self._fitted(evidence, prior, noise)
+        return _Round(noise if own is None else own, prior, trust, [evidence], validation, fitted)
 
-    def _step(self, number: int, gamma: float) -> _Round:
-        here = self._judged(self.target, gamma, f"round {number}", 0)
-        return here.fitted(model.fit(here.evidence, here.prior[self.stratum], self.given, self.noise, **self.own))
+    def _judged(
+        self, noise: Floats, own: Floats | None, prior: Floats, trust: float, name: str, partition: int
+    ) -> tuple[Floats, Floats | None]:
+        offsets = np.log(prior)[self.stratum]
+        if self.said is not None:
+            offsets = offsets + trust * self.said
+        likely = model.columns(noise if own is None else own[self.stratum], self.given)
+        return self.court.evidence(offsets, likely, name, partition)
 
-    def _judged(self, target: Floats, gamma: float, name: str, partition: int) -> _Round:
-        counts = model.soft_counts(target, self.stratum, self.strata)
-        weights = model.balanced_weights(target, counts, self.stratum, gamma)
-        learned = np.log(model.trained_under(counts, gamma))
-        logs, validation = self.court.log_probabilities(weights, name, partition)
-        beside = None if validation is None else validation - learned[self.validation_stratum]
-        evidence = logs - learned[self.stratum]
-        return _Round(target, gamma, self._prior(), evidence, [evidence], beside)
+    def _fitted(self, evidence: Floats, prior: Floats, noise: Floats) -> Fit:
+        """Where the judges took labels as right, so does the fit."""
+        here = prior[self.stratum]
+        if np.array_equal(noise, np.eye(self.classes)):
+            return model.without_noise(evidence, here, self.given, witness=self.said)
+        return model.fit(evidence, here, self.given, noise, witness=self.said, **self.own)
 
-    def _prior(self) -> Floats:
+    def _prior(self, noise: Floats, own: Floats | None) -> Floats:
         """p(k|s) as the given labels have it once the noise is taken out of them, plus one sample a cell.
 
         Not the shares of the posterior: those lose a rare class a little in every round, until it is gone.
         """
         given = model.soft_counts(np.eye(self.classes)[self.given], self.stratum, self.strata, pseudo=model.TINY)
         samples = given.sum(axis=1, keepdims=True)
-        return model.normalised(model.unmix(given / samples, self.noise) * samples + 1)
+        shares = given / samples
+        if own is None:
+            return model.normalised(model.unmix(shares, noise) * samples + 1)
+        unmixed = np.stack([model.unmix(share[None], matrix)[0] for share, matrix in zip(shares, own, strict=True)])
+        return model.normalised(unmixed * samples + 1)
 
     def _repeated(self, best: _Round, repeats: int) -> _Round:
-        """The round again with other divisions into folds; their evidence is averaged."""
-        every = [best]
+        """The same judges with other divisions into folds; their evidence is averaged."""
+        shared, own = (best.noise, None) if best.noise.ndim == 2 else (best.fit.noise, best.noise)
+        every, beside = list(best.evidences), [best.validation]
         for repeat in range(1, repeats):
-            every.append(self._judged(best.target, best.gamma, f"repeat {repeat}", repeat))
-        evidence = np.mean([one.evidence for one in every], axis=0)
-        validation = [one.validation for one in every if one.validation is not None]
-        merged = _Round(
-            best.target,
-            best.gamma,
-            best.prior,
-            evidence,
-            [one.evidence for one in every],
-            np.mean(validation, axis=0) if validation else None,
-        )
-        start = best.fit.noise
-        return merged.fitted(model.fit(evidence, best.prior[self.stratum], self.given, start, **self.own))
+            evidence, validation = self._judged(shared, own, best.prior, best.trust, f"repeat {repeat}", repeat)
+            every.append(evidence)
+            beside.append(validation)
+        mean = np.asarray(np.mean(every, axis=0))
+        validation = None if best.validation is None else np.asarray(np.mean(beside, axis=0))  # type: ignore[arg-type]
+        fitted = model.fit(mean, best.prior[self.stratum], self.given, best.fit.noise, witness=self.said, **self.own)
+        return replace(best, evidences=every, validation=validation, fit=fitted)
+
+    def known_by_heart(self) -> bool:
+        """Whether the teacher agrees with training labels in a way that it does not agree with those of validation.
+
+        Then it tells nothing of who is wrong: it repeats the labels. Seen in the validation labels, which it has not
+        learned: with their scale and trust free, they are likelier with more noise than the training labels have.
+        """
+        evidence = self.best.validation
+        if evidence is None or self.said_beside is None or not self.fit.trust:
+            return False
+        prior, rate = self.prior[self.validation_stratum], model.noise_rate(self.fit.noise)
+        logs = [
+            max(
+                model.likelihood(
+                    scale * evidence + trust * self.said_beside,
+                    prior,
+                    model.with_rate(self.fit.noise, tried),
+                    self.validation_given,
+                )
+                for scale in HEART_SCALES
+                for trust in HEART_TRUSTS
+            )
+            for tried in (rate, *(other for other in HEART_RATES if other > rate + 0.02))
+        ]
+        return max(logs) - logs[0] > SURE_NATS
 
     def _gain(self, best: _Round) -> tuple[float, float]:
         """By how many nats noise explains the labels better than that all are right, and its standard error."""
         gains = best.fit.log_likelihood - self.labels_right.fit.log_likelihood
         return float(gains.sum()), float(np.sqrt(len(gains)) * gains.std())
 
-    def _record(self, number: int, gamma: float, here: _Round, before: Floats | None) -> dict[str, Any]:
+    def _record(self, here: _Round, hypothesis: str, before: _Round | None) -> dict[str, Any]:
         now = here.fit.posterior
         return {
-            "round": number,
-            "hypothesis": "labels are right" if before is None else "labels are noisy",
-            "gamma": gamma,
+            "hypothesis": hypothesis,
             "likelihood": here.fit.likelihood,
             "noise_rate": self.rate(here.fit),
             "evidence_scale": here.fit.scale,
-            "moved": None if before is None else float(np.abs(now - before).sum(axis=1).mean() / 2),
+            "trust": here.fit.trust,
+            "moved": None if before is None else float(np.abs(now - before.fit.posterior).sum(axis=1).mean() / 2),
             "corrected": float((now.argmax(axis=1) != self.given).mean()),
         }
 
@@ -318,9 +389,8 @@ class _Run:
         Samples are weighed anew and one of the judges' divisions is drawn; judges are not trained again.
         """
         rng = np.random.default_rng(seed)
-        near = model.SCALES.index(self.fit.scale)
-        scales = model.SCALES[max(near - 1, 0) : near + 2]
-        total, squares = np.zeros_like(self.target), np.zeros_like(self.target)
+        scales, trusts = _near(model.SCALES, self.fit.scale), _near(model.TRUSTS, self.fit.trust)
+        total, squares = np.zeros_like(self.fit.posterior), np.zeros_like(self.fit.posterior)
         rates, found = [], []
         for _ in range(replicates):
             evidence = self.best.evidences[int(rng.integers(len(self.best.evidences)))]
@@ -329,9 +399,11 @@ class _Run:
                 evidence,
                 self.prior[self.stratum],
                 self.given,
-                self.noise if self.noisy else model.symmetric(self.classes, 0.9),
+                self.fit.noise if self.noisy else model.symmetric(self.classes, 0.9),
                 weights=weights,
+                witness=self.said,
                 scales=scales,
+                trusts=trusts,
                 steps=10,
                 **self.own,
             )
@@ -350,7 +422,7 @@ class _Run:
         if len(rows) > PROFILED:
             rows = np.random.default_rng(0).choice(rows, PROFILED, replace=False)
         values = model.rate_profile(
-            self.best.evidence[rows],
+            self.fit.combined(self.best.evidence, self.said)[rows] / self.fit.scale,
             self.stratum[rows],
             self.strata,
             self.given[rows],
@@ -367,7 +439,8 @@ class _Run:
         if self.best.validation is None:
             return None
         evidence, given, stratum = self.best.validation, self.validation_given, self.validation_stratum
-        ids, q = self.part.validation.ids, model.softmax(self.fit.scale * evidence + np.log(self.prior[stratum]))
+        known = self.fit.combined(evidence, self.said_beside)
+        ids, q = self.part.validation.ids, model.softmax(known + np.log(self.prior[stratum]))
         if not self.noisy:
             return Judged(ids, given, stratum, np.eye(self.classes)[given], q, np.eye(self.classes), 1.0)
         rate = model.noise_rate(self.fit.noise)
@@ -379,7 +452,7 @@ class _Run:
         # As noisy as training, unless the labels say otherwise.
         share = shares[best] if likelihoods[best] > likelihoods[-1] + NATS else 1.0
         matrix = self.fit.noise if share == 1.0 else model.with_rate(self.fit.noise, share * rate)
-        found = model.posterior(evidence, self.prior[stratum], matrix, given, self.fit.scale)
+        found = model.posterior(known, self.prior[stratum], matrix, given)
         return Judged(ids, given, stratum, found, q, matrix, share)
 
 

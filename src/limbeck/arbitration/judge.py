@@ -1,7 +1,7 @@
 """Judges: networks that see the input alone, and never the sample that they judge.
 
-A judge is trained by the one loop on soft targets of some folds and gives its log-probabilities on the other one. Minus
-the log of the prior that it was trained under, they are the evidence of `limbeck.arbitration.model`.
+A judge is trained by the one loop on the given labels of some folds, through noise and prior as they are supposed to
+be, and gives the evidence of `limbeck.arbitration.model` on the other one.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from limbeck.arbitration.model import Floats, Integers
+from limbeck.arbitration.model import TINY, Floats, Integers, softmax
 from limbeck.data import Data
 from limbeck.errors import ConfigError, TeacherError, unknown_name
 from limbeck.loop import Stage, train_stage
 from limbeck.models import CNN, MLP
 from limbeck.predict import InputReader, batched_logits
-from limbeck.recipe import Recipe
-from limbeck.selection import selection_rule
+from limbeck.recipe import Recipe, Term
+from limbeck.selection import SelectionRule
 from limbeck.teachers import Teacher, collect, require
 from limbeck.training import Training, derive_seed
 
 BASES = ("auto", "raw", "features", "teacher")
 STEPS = 240
-"""Gradient steps that a judge makes at least; with fewer it has not learned the minority, with many more the noise."""
+"""Gradient steps that a judge makes at least; the fold that it does not learn from says which epoch is kept."""
 EPOCHS, MOST_EPOCHS = 5, 60
 WIDTH = 128
+TONED = (0.125, 0.25, 0.5, 1.0)
+"""Scales of the evidence at which an epoch is judged; the best counts."""
 CONVOLVED = 16
 """Images of at least so many pixels a side are judged by a convolutional network, others by a perceptron."""
 
@@ -151,45 +153,73 @@ class CrossFit:
             self._parts = {partition: made}
         return self._parts[partition]
 
-    def log_probabilities(self, weights: Floats, name: str, partition: int = 0) -> tuple[Floats, Floats | None]:
-        """Train the judges on soft targets and ask each about what it has not seen.
+    def evidence(self, offsets: Floats, likely: Floats, name: str, partition: int = 0) -> tuple[Floats, Floats | None]:
+        """Train the judges by the likelihood of the given labels, and ask each about what it has not seen.
+
+        The loss is -log Σ_k softmax(z + b)_k L_k, with b what is known of the sample besides (the prior of its stratum,
+        what a teacher says) and L_k the probability of its given label in class k. So the outputs z are the evidence
+        itself: neither the shortcut (logit adjustment; Menon et al., arXiv 2007.07314) nor the noise (forward
+        correction; Patrini et al., arXiv 1609.03683) has to be taken out of them. No posterior is learned from: labels
+        would come back to the judges of their own samples through those of the others, and look better explained than
+        they are. A judge is that of the epoch under which the labels of its fold are likeliest.
 
         Args:
-            weights: W `[n, C]` of the training samples; a row's sum is the sample's weight.
+            offsets: b of the training samples `[n, C]`.
+            likely: L of the training samples `[n, C]`.
             name: of this call, from which its random numbers come.
             partition: which division into folds.
 
         Returns:
-            Log-probabilities of the training samples `[n, C]` and, as the mean over the judges' probabilities, of the
-            validation samples, or None.
+            Log evidence, up to a constant a row, of the training samples `[n, C]` and, as the mean over the judges'
+            probabilities, of the validation samples, or None.
         """
-        found = np.empty(weights.shape)
+        found = np.empty(offsets.shape)
         beside: list[Floats] = []
+        shift, likeness = torch.from_numpy(offsets).float(), torch.from_numpy(np.log(np.maximum(likely, TINY))).float()
         for number, (held, data) in enumerate(self.parts(partition)):
-            used = np.flatnonzero(data.split == 0)
-            model = self._trained(data, weights[used], f"{name}, fold {number}")
-            found[held] = _logs(model, data.validation)
+            used, left_out = np.flatnonzero(data.split == 0), torch.from_numpy(held)
+            rule = _likeliest(shift[left_out], likeness[left_out])
+            model = self._trained(data, likelihood_of(shift[used], likeness[used]), rule, f"{name}, fold {number}")
+            found[held] = _outputs(model, data.validation)
             if self.validation is not None:
-                beside.append(_logs(model, self.validation))
-        if not beside:
-            return found, None
-        stacked = np.stack(beside)
-        top = stacked.max(axis=0)
-        return found, top + np.log(np.exp(stacked - top).mean(axis=0))
+                beside.append(softmax(_outputs(model, self.validation)))
+        return found, np.log(np.mean(beside, axis=0) + TINY) if beside else None
 
-    def _trained(self, data: Data, weights: Floats, name: str) -> nn.Module:
+    def _trained(self, data: Data, loss: Callable[..., Tensor], rule: SelectionRule, name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, name))
             model = self.judge.build(data, self.linear)
-            training = self.judge.training(len(weights))
-            recipe = Recipe(["soft_cross_entropy"], name="judge")
-            columns = {"targets": torch.from_numpy(weights.astype(np.float32))}
-            context = {"classes": data.num_classes, "samples": len(weights), "epochs": training.epochs}
-            rule = selection_rule("last", groups=False)
-            stage = Stage(name, model, recipe, training, data, self.seed, rule, [columns], context, {"stage": name})
+            count = len(data.train)
+            training = self.judge.training(count)
+            recipe = Recipe([Term(loss)], name="judge")
+            context = {"classes": data.num_classes, "samples": count, "epochs": training.epochs}
+            stage = Stage(name, model, recipe, training, data, self.seed, rule, [{}], context, {"stage": name})
             return train_stage(stage).model
 
 
-def _logs(model: nn.Module, data: Data) -> Floats:
-    logits = batched_logits(model, InputReader(data), len(data)).double()
-    return np.asarray(torch.log_softmax(logits, 1).numpy())
+def likelihood_of(offsets: Tensor, likeness: Tensor) -> Callable[..., Tensor]:
+    """-log Σ_k softmax(z + b)_k L_k of the samples whose b and log L these are `[n, C]`, as a term of a recipe."""
+
+    def likelihood(student_logits: Tensor, rows: Tensor) -> Tensor:
+        known = student_logits + offsets[rows]
+        return known.logsumexp(1) - (known + likeness[rows]).logsumexp(1)
+
+    return likelihood
+
+
+def _likeliest(offsets: Tensor, likeness: Tensor) -> SelectionRule:
+    """The epoch under which the labels of these samples are likeliest, once its evidence is toned down where need be.
+
+    Unscaled, a judge that has learned the minority but is too sure of itself would lose against one that has not.
+    """
+    loss, rows = likelihood_of(offsets, likeness), torch.arange(len(offsets))
+    return SelectionRule(
+        "likelihood",
+        lambda counts: counts.average,
+        "the given labels of the fold that is left out",
+        score_logits=lambda logits: max(-float(loss(scale * logits, rows).mean()) for scale in TONED),
+    )
+
+
+def _outputs(model: nn.Module, data: Data) -> Floats:
+    return np.asarray(batched_logits(model, InputReader(data), len(data)).double().numpy())

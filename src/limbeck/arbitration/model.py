@@ -3,10 +3,11 @@
 An attribute s, the true class y ~ p(y|s), the input x given y, and the given label ỹ ~ N(·|y), independent of x and s
 given y. What is known of the truth of one sample is then
 
-    a_i(k) ∝ e_i(k)^scale · p(k|s_i) · N[k, ỹ_i]
+    a_i(k) ∝ e_i(k)^scale · t_i(k)^trust · p(k|s_i) · N[k, ỹ_i]
 
-with e_i(k) the evidence of a judge that has not learned the shortcut. Everything here is a pure function of float64
-arrays; nothing trains.
+with e_i(k) the evidence of a judge that has not learned the shortcut and t_i(k) that of a teacher, where there is one
+to be heard: what it says beyond what it says of everybody with the same attribute. Everything here is a pure function
+of float64 arrays; nothing trains.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ Integers = NDArray[np.int64]
 
 SCALES = (0.125, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 """Where the scale of the evidence is looked for."""
+TRUSTS = (0.0, 0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
+"""Where the trust in a teacher is looked for; 0 does not hear it."""
+BLUNT = 0.01
+"""Mixed with even odds into what a teacher says: no teacher is surer than this."""
+FEW = 10.0
+"""Samples of the whole that a stratum's mean testimony is shrunk by."""
 PSEUDO = 0.5
 """Added to each entry of the expected table (true, given) before it is normalised to N."""
 TINY = 1e-12
@@ -31,10 +38,11 @@ TINY = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """The scale of the evidence and the noise matrix of the largest marginal likelihood.
+    """The scale of the evidence, the trust in the teacher and the noise matrix of the largest marginal likelihood.
 
     Attributes:
         scale: of the log evidence.
+        trust: of the teacher's, 0 without one.
         noise: `[C, C]`, row the true class, column the given one.
         by_stratum: `[S, C, C]`, shrunk to `noise`, or None where one matrix serves all.
         class_probability: q `[n, C]`, before the label is looked at.
@@ -44,12 +52,18 @@ class Fit:
     """
 
     scale: float
+    trust: float
     noise: Floats
     by_stratum: Floats | None
     class_probability: Floats
     posterior: Floats
     log_likelihood: Floats
     likelihood: float
+
+    def combined(self, log_evidence: Floats, witness: Floats | None) -> Floats:
+        """All that is known before attribute and label: scale·log e + trust·log t `[n, C]`."""
+        judged = self.scale * log_evidence
+        return judged if witness is None else np.asarray(judged + self.trust * witness)
 
 
 def softmax(values: Floats) -> Floats:
@@ -187,52 +201,104 @@ def expected_noise(
     return noise, own
 
 
+def testimony(probabilities: Floats, training: NDArray[np.bool_], stratum: Integers, strata: int) -> Floats:
+    """log t `[N, C]`: what a teacher says of a sample beyond what it says of its stratum as a whole.
+
+    A teacher that only repeats the attribute then says nothing, and one that knows too few of a group says no more
+    against it than against others.
+
+    Args:
+        probabilities: of the teacher `[N, C]`.
+        training: which samples the strata are measured on `[N]`.
+        stratum, strata: s `[N]` and how many.
+    """
+    classes = probabilities.shape[1]
+    said = (1 - BLUNT) * probabilities + BLUNT / classes
+    everybody = said[training].mean(axis=0)
+    # As if every stratum had a few samples more, of the whole.
+    sums = np.repeat(FEW * everybody[None], strata, axis=0)
+    np.add.at(sums, stratum[training], said[training])
+    return np.asarray(np.log(said) - np.log(normalised(sums))[stratum])
+
+
 def fit(
     log_evidence: Floats,
     prior: Floats,
     given: Integers,
-    start: Floats,
+    start: Floats | None,
     *,
+    witness: Floats | None = None,
     stratum: Integers | None = None,
     strata: int = 1,
     shrinkage: float = 100.0,
     weights: Floats | None = None,
     scales: Sequence[float] = SCALES,
+    trusts: Sequence[float] = TRUSTS,
     steps: int = 30,
 ) -> Fit:
-    """Scale and noise by marginal likelihood Σ_i log Σ_k softmax(scale·log e_i + log p_i)_k N[k, ỹ_i].
+    """Scale, trust and noise by marginal likelihood: EM for N inside, grids for scale and trust in turns.
 
-    EM for N inside, a grid for the scale; arguments as for `posterior` and `expected_noise`.
+    Σ_i log Σ_k softmax(scale·log e_i + trust·log t_i + log p_i)_k N[k, ỹ_i] is made largest. Without a start all labels
+    are right: N is the identity, and the posterior is the label. Other arguments as for `posterior` and
+    `expected_noise`.
+
+    Args:
+        witness: log t `[n, C]` (`testimony`), or None.
+        scales, trusts: where they are looked for.
     """
-    best: Fit | None = None
-    mass = np.ones(len(given)) if weights is None else weights
-    for scale in scales:
-        q = softmax(scale * log_evidence + np.log(np.maximum(prior, TINY)))
-        noise, own = expected_noise(
-            q, given, start, stratum=stratum, strata=strata, shrinkage=shrinkage, weights=weights, steps=steps
-        )
-        joint = q * columns(noise if own is None or stratum is None else own[stratum], given)
-        total = np.maximum(joint.sum(axis=1), TINY)
-        logs = np.log(total)
-        likelihood = float(mass @ logs / mass.sum())
-        if best is None or likelihood > best.likelihood:
-            best = Fit(scale, noise, own, q, joint / total[:, None], logs, likelihood)
-    if best is None:
+    if not scales:
         raise DataError("the scale of the evidence is looked for among no values: give at least one")
+    mass = np.ones(len(given)) if weights is None else weights
+    log_prior = np.log(np.maximum(prior, TINY))
+    tried: dict[tuple[float, float], Fit] = {}
+
+    def at(scale: float, trust: float) -> Fit:
+        if (scale, trust) not in tried:
+            said = scale * log_evidence + log_prior
+            q = softmax(said if witness is None or trust == 0 else said + trust * witness)
+            if start is None:
+                noise, own, joint = np.eye(q.shape[1]), None, q * np.eye(q.shape[1])[given]
+            else:
+                noise, own = expected_noise(
+                    q, given, start, stratum=stratum, strata=strata, shrinkage=shrinkage, weights=weights, steps=steps
+                )
+                joint = q * columns(noise if own is None or stratum is None else own[stratum], given)
+            total = np.maximum(joint.sum(axis=1), TINY)
+            logs = np.log(total)
+            found = np.eye(q.shape[1])[given] if start is None else joint / total[:, None]
+            tried[scale, trust] = Fit(scale, trust, noise, own, q, found, logs, float(mass @ logs / mass.sum()))
+        return tried[scale, trust]
+
+    best = max((at(scale, 0.0 if witness is None else trusts[0]) for scale in scales), key=_likelihood)
+    while witness is not None:
+        before = best
+        best = max((best, *(at(best.scale, trust) for trust in trusts)), key=_likelihood)
+        best = max((best, *(at(scale, best.trust) for scale in scales)), key=_likelihood)
+        if best is before:
+            break
     return best
 
 
-def without_noise(log_evidence: Floats, prior: Floats, given: Integers, scales: Sequence[float] = SCALES) -> Fit:
-    """The fit where every label is right: N is the identity, the posterior is the label, the scale is free."""
-    classes = log_evidence.shape[1]
-    best: Fit | None = None
-    for scale in scales:
-        q = softmax(scale * log_evidence + np.log(np.maximum(prior, TINY)))
-        logs = np.log(np.maximum(q[np.arange(len(given)), given], TINY))
-        if best is None or logs.mean() > best.likelihood:
-            best = Fit(scale, np.eye(classes), None, q, np.eye(classes)[given], logs, float(logs.mean()))
-    assert best is not None
-    return best
+def _likelihood(found: Fit) -> float:
+    return found.likelihood
+
+
+def without_noise(
+    log_evidence: Floats,
+    prior: Floats,
+    given: Integers,
+    scales: Sequence[float] = SCALES,
+    *,
+    witness: Floats | None = None,
+) -> Fit:
+    """The fit where every label is right: N is the identity, the posterior is the label, scale and trust are free."""
+    return fit(log_evidence, prior, given, None, witness=witness, scales=scales)
+
+
+def likelihood(evidence: Floats, prior: Floats, noise: Floats, given: Integers) -> float:
+    """Σ_i log Σ_k softmax(evidence_i + log p_i)_k N[k, ỹ_i], nats; arguments as for `posterior`."""
+    q = softmax(evidence + np.log(np.maximum(prior, TINY)))
+    return float(np.log(np.maximum((q * columns(noise, given)).sum(axis=1), TINY)).sum())
 
 
 def noise_rate(noise: Floats, shares: Floats | None = None) -> float:

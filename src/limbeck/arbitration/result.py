@@ -66,9 +66,11 @@ class Arbitration:
         noise_rate_profile: (rate, nats below the best) where scale and prior may make up for the rate.
         evidence_scale: the scale of the evidence.
         evidence_scale_interval: 95 % over the bootstrap.
+        trust: in what the teacher says beyond its stratum; 0 where it is not heard.
+        teacher: whether a teacher was heard, and why not.
         gamma: γ of `weights`.
-        history: one record a round: γ, mean log likelihood, noise rate, scale, how far the posterior moved. Round 0
-            takes all labels as right.
+        history: one record a hypothesis, the first that all labels are right: mean log likelihood, noise rate, scale,
+            trust, how far the posterior moved.
         converged: whether it stopped moving.
         noise_gain: by how many nats noise explains the labels better than that all are right, and its standard error.
         identifiable: whether the labels tell how many of them are wrong.
@@ -98,6 +100,8 @@ class Arbitration:
     noise_rate_profile: list[tuple[float, float]]
     evidence_scale: float
     evidence_scale_interval: tuple[float, float]
+    trust: float
+    teacher: str
     gamma: float
     history: list[dict[str, Any]]
     converged: bool
@@ -185,6 +189,8 @@ class Arbitration:
             "noise_rate_profile": [list(entry) for entry in self.noise_rate_profile],
             "evidence_scale": self.evidence_scale,
             "evidence_scale_interval": list(self.evidence_scale_interval),
+            "trust": self.trust,
+            "teacher": self.teacher,
             "prior": self.prior.tolist(),
             "counts": self.counts.tolist(),
             "gamma": self.gamma,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbeck.arbitration.fitting import starts
 from limbeck.arbitration.judge import as_judge, evidence_data
 from limbeck.callbacks import RunState
 from limbeck.fitting import fit
@@ -298,7 +299,7 @@ def _speaking(arm: Arm, data: Data, sources: Mapping[str, Any], arms: Sequence[A
 
 
 def _judges(asked: Arbitrate, data: Data, small: Data, teacher: Teacher | None) -> float:
-    """Seconds that arbitration's judges train at most: those of the labels, of every round, and of the repeats."""
+    """Seconds that arbitration's judges train at most: of every hypothesis and round, and of the repeats."""
     judge = as_judge(asked.judge)
     linear = judge.basis == "teacher"
     seen = evidence_data(small, judge, teacher, None)[0]
@@ -312,7 +313,10 @@ def _judges(asked: Arbitrate, data: Data, small: Data, teacher: Teacher | None) 
     # The loop judges the fold that it leaves out after every epoch.
     epoch = len(batch_bounds(inside, training.batch_size)) * step + (len(data.train) - inside) * a_sample
     afterwards = (len(data.train) - inside + len(data.validation)) * a_sample
-    trained = asked.folds * (1 + asked.rounds + REPEATS - 1)
+    alone = 1 + len(starts(data.num_classes)) + asked.rounds + REPEATS - 1
+    heard = 0 if teacher is None or asked.witness == "never" else alone + 1
+    again = asked.witness == "auto"  # where the teacher turns out to know the labels by heart
+    trained = asked.folds * (heard + alone if heard and again else heard or alone)
     return trained * (training.epochs * epoch + afterwards)
 
 
