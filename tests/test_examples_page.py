@@ -20,6 +20,7 @@ PAGES = {
 SMALL = 2_500_000
 UNFOLD = "document.querySelectorAll('main details:not(.vega-embed details)').forEach((one) => { one.open = true; })"
 
+in_browser = [pytest.param(page, marks=[pytest.mark.slow] if page.endswith(".ja") else []) for page in PAGES]
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 
 
@@ -44,7 +45,7 @@ def test_the_page_is_of_the_configuration_beside_it(page: str) -> None:
 
 
 @in_chromium
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", in_browser)
 @pytest.mark.parametrize("width", [390, 1440])
 def test_it_is_drawn_offline_without_error_or_overflow(browser: Browser, page: str, width: int) -> None:
     browser.open(PAGES[page], width)
@@ -60,7 +61,7 @@ def test_it_is_drawn_offline_without_error_or_overflow(browser: Browser, page: s
 
 
 @in_chromium
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", in_browser)
 def test_clicking_through(browser: Browser, page: str) -> None:
     browser.open(PAGES[page], 1440)
     links = browser.ask("[...document.querySelectorAll('.contents a')].map((link) => link.hash)")
