@@ -6,14 +6,14 @@ Real features, clean labels and symmetric label noise in training and validation
 split), BAR (tested on background-conflicting images), CIFAR-10 through the pre-trained ResNet-56 and MNIST through a
 small network (5,000 training and 2,000 validation samples each; features as in pll_rounds.py).
 
-Each side chooses its weight decay and whether to standardise from the same 16 settings on the same validation labels;
-ours chooses its round and between the linear and the local solver as well, which comes of the same 16 settings. Then
-both are timed in turns at that choice, from the raw features to predictions of the test set, and medians compared;
-"choosing" is what the choice itself costs. Times are CPU seconds of one thread, so that neighbours on the machine do
-not count. scikit-learn is timed by five plain fits on the given labels (its best case), and with --rounds by five true
-rounds, where the soft labels of a round are fed back as C weighted copies of every sample, the only way it can learn
-them. Then: how the closed form grows with N, D and C, and what memory it needs beside the features; the exact solver;
-and what an audit's witness costs, cross-fitted on the census.
+scikit-learn, the local and the linear solver each choose weight decay and whether to standardise from the same 16
+settings on the same validation labels; ours their round as well, which comes of the same settings. Then they are timed
+in turns at that choice, from the raw features to one prediction of the test set, and medians compared; "choosing" is
+what the choice itself costs. Times are CPU seconds of one thread, so that neighbours on the machine do not count.
+scikit-learn is timed by five plain fits on the given labels (its best case), and with --rounds by five true rounds,
+where the soft labels of a round are fed back as C weighted copies of every sample, the only way it can learn them.
+Then: how the closed form grows with N, D and C, and what memory it needs beside the features; the exact solver; and
+what an audit's witness costs, cross-fitted on the census.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from limbeck import probe
 
 Array = NDArray[Any]
 ROUNDS = 5
-SOLVERS: tuple[Any, ...] = ("linear", "local")
+SOLVERS: tuple[Any, ...] = ("local", "linear")
 GRID = 10.0 ** np.arange(-1.5, -5.1, -0.5)
 
 
@@ -87,8 +87,10 @@ def noisy(
     return Split(x[train], given[train], x[validation], given[validation], x[test], y[test], classes)
 
 
-def closed_form(data: Split, weight_decay: float, x: Array, solver: Any = "linear", standardise: bool = False) -> Array:
-    result = probe.self_distillation(
+def closed_form(
+    data: Split, weight_decay: float, solver: Any = "linear", standardise: bool = False
+) -> probe.SelfDistillation:
+    return probe.self_distillation(
         data.train,
         data.train_given,
         ROUNDS,
@@ -96,11 +98,8 @@ def closed_form(data: Split, weight_decay: float, x: Array, solver: Any = "linea
         solver,
         bias=True,
         standardise=standardise,
-        predict=x,
         keep_predictions=False,
     )
-    assert result.predicted is not None
-    return result.predicted.argmax(-1)
 
 
 def logistic(data: Split, weight_decay: float, standardise: bool = False) -> Any:
@@ -136,21 +135,20 @@ class Choice(NamedTuple):
     solver: Any = "linear"
 
 
-def choose_ours(data: Split) -> Choice:
-    """Weight decay, standardisation, solver and round: prepared features serve the whole grid."""
+def choose_ours(data: Split, solver: Any) -> Choice:
+    """Weight decay, standardisation and round: prepared features serve the whole grid."""
     found = []
     for standardise in (False, True):
         prepared = probe.Features(data.train, bias=True, standardise=standardise)
         for decay in GRID:
-            for solver in SOLVERS:
-                run = probe.self_distillation(
-                    prepared, data.train_given, ROUNDS, decay, solver, predict=data.validation, keep_predictions=False
-                )
-                assert run.predicted is not None
-                right = (run.predicted.argmax(-1) == data.validation_given).mean(1)
-                found += [
-                    Choice(float(decay), standardise, index, float(share), solver) for index, share in enumerate(right)
-                ]
+            run = probe.self_distillation(
+                prepared, data.train_given, ROUNDS, decay, solver, predict=data.validation, keep_predictions=False
+            )
+            assert run.predicted is not None
+            right = (run.predicted.argmax(-1) == data.validation_given).mean(1)
+            found += [
+                Choice(float(decay), standardise, index, float(share), solver) for index, share in enumerate(right)
+            ]
     return max(found, key=lambda choice: choice.score)
 
 
@@ -171,55 +169,57 @@ def seconds(step: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def ours_at(data: Split, choice: Choice) -> Array:
-    return closed_form(data, choice.weight_decay, data.test, choice.solver, choice.standardise)
-
-
-def theirs_once(data: Split, choice: Choice) -> float:
-    model = logistic(data, choice.weight_decay, choice.standardise).fit(data.train, data.train_given)
-    return float(model.score(data.test, data.test_true))
+    """Five rounds, and what the one chosen predicts: scikit-learn predicts once as well."""
+    run = closed_form(data, choice.weight_decay, choice.solver, choice.standardise)
+    weights, intercept = run.weights[choice.round], run.intercepts[choice.round]
+    return np.asarray((data.test @ weights.astype(data.test.dtype) + intercept).argmax(1))
 
 
 def against_scikit_learn(options: argparse.Namespace) -> None:
     print(
-        f"{ROUNDS} rounds against scikit-learn, each at what it chose on validation from {len(GRID)} weight decays × "
-        f"standardised or not (ours also round and solver):\nmedians over {options.seeds} seeds of medians of "
-        f"{options.repeats} in turns; accuracy mean ± standard deviation, lead paired by seed"
+        f"{ROUNDS} rounds against five fits of scikit-learn, each at what it chose on validation from {len(GRID)} "
+        "weight decays × standardised or not (ours also its round). Medians over seeds "
+        f"{options.seeds} of medians of {options.repeats} in turns; accuracy mean ± standard deviation;\n"
+        "lead over scikit-learn in points, paired by seed"
     )
-    print(
-        "| data, noise | ours | five fits | ratio | choosing | theirs | ratio | chosen | accuracy | theirs | lead, "
-        "points |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    columns = (
+        "data, noise | five fits | local | ratio | linear | ratio | choosing: theirs | local | linear | "
+        "rounds chosen: local | linear | accuracy: theirs | local, lead | linear, lead"
     )
+    print(f"| {columns} |\n" + (columns.count("|") + 1) * "|---" + "|")
     for name in options.data_sets:
         for noise in options.noise:
-            accuracies, times, kinds = [], [], []
-            for seed in range(options.seeds):
-                data = load(options.data, name, noise, seed, options.cache)
-                choosing, ours = seconds(lambda d=data: choose_ours(d))
-                their_choosing, theirs = seconds(lambda d=data: choose_theirs(d))
-                outcome = ours_at(data, ours)[ours.round]
-                accuracies.append((float((outcome == data.test_true).mean()), theirs_once(data, theirs)))
-                pairs = [
-                    (
-                        seconds(lambda d=data, c=ours: ours_at(d, c))[0],
-                        seconds(lambda d=data, c=theirs: five_fits(d, c))[0],
-                    )
-                    for _ in range(options.repeats)
-                ]
-                times.append((*np.median(pairs, axis=0), choosing, their_choosing))
-                kinds.append(f"{ours.solver} {ours.round + 1}")
-                if options.rounds and seed == 0:
-                    took = seconds(lambda d=data, c=theirs: five_rounds(d, c))[0]
-                    print(f"  five true rounds of scikit-learn: {took:.2f} s, {took / times[0][0]:.0f}× ours")
-            one, five, choosing, their_choosing = np.median(times, axis=0)
-            (ours_mean, theirs_mean), spread = np.mean(accuracies, axis=0), np.std(accuracies, axis=0, ddof=1)
-            lead = 100 * np.array([a - b for a, b in accuracies])
-            print(
-                f"| {name} {noise:g} | {one:.3f} s | {five:.2f} s | {five / one:.0f} | {choosing:.2f} s | "
-                f"{their_choosing:.1f} s | {their_choosing / choosing:.0f} | {', '.join(kinds)} | {ours_mean:.3f} ± "
-                f"{spread[0]:.3f} | {theirs_mean:.3f} ± {spread[1]:.3f} | {lead.mean():+.1f} ± {lead.std(ddof=1):.1f} "
-                "|",
-                flush=True,
-            )
+            rows = [one_split(options, name, noise, seed) for seed in options.seeds]
+            times, choosing = (np.median([row[part] for row in rows], axis=0) for part in ("times", "choosing"))
+            right = 100 * np.array([row["right"] for row in rows])
+            theirs, leads = right[:, 0], (right[:, 1:] - right[:, :1]).T
+            cells = [f"{name} {noise:g}", f"{1000 * times[0]:.0f} ms"]
+            cells += [part for each in times[1:] for part in (f"{1000 * each:.1f} ms", f"{times[0] / each:.1f}")]
+            cells += [f"{each:.2f} s" for each in choosing]
+            cells += [", ".join(str(row["rounds"][index]) for row in rows) for index in range(len(SOLVERS))]
+            cells += [f"{theirs.mean():.1f} ± {theirs.std(ddof=1):.1f}"]
+            cells += [f"{each.mean():+.1f} ± {each.std(ddof=1):.1f}" for each in leads]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def one_split(options: argparse.Namespace, name: str, noise: float, seed: int) -> dict[str, list[Any]]:
+    """Choices, seconds and shares of right test predictions: scikit-learn, then every solver."""
+    data = load(options.data, name, noise, seed, options.cache)
+    choices = [seconds(lambda: choose_theirs(data))]
+    choices += [seconds(lambda s=solver: choose_ours(data, s)) for solver in SOLVERS]
+    steps = [lambda: five_fits(data, choices[0][1])]
+    steps += [lambda c=choice: ours_at(data, c) for _, choice in choices[1:]]
+    runs = [[seconds(step) for step in steps] for _ in range(options.repeats)]
+    times = np.median([[each[0] for each in run] for run in runs], axis=0)
+    if options.rounds and seed == options.seeds[0]:
+        took = seconds(lambda: five_rounds(data, choices[0][1]))[0]
+        print(f"  five true rounds of scikit-learn: {took:.2f} s, {took / times[1]:.0f}× the local solver")
+    return {
+        "times": list(times),
+        "choosing": [taken for taken, _ in choices],
+        "rounds": [choice.round + 1 for _, choice in choices[1:]],
+        "right": [float((outcome == data.test_true).mean()) for _, outcome in runs[0]],
+    }
 
 
 def witness(folder: Path) -> None:
@@ -297,7 +297,7 @@ def exact_rounds(folder: Path) -> None:
     )
     for decay in (1e-3, 1e-5):
         data = load(folder, "pacs", 0.3, 0)
-        exact, _ = seconds(lambda d=data, w=decay: closed_form(d, w, d.test, "exact"))
+        exact, _ = seconds(lambda d=data, w=decay: closed_form(d, w, "exact"))
         fits, _ = seconds(lambda d=data, w=decay: five_fits(d, Choice(w, False, 0, 0.0)))
         print(f"  pacs 0.3, weight decay {decay:g}: exact {exact:.2f} s, five fits {fits:.2f} s", flush=True)
 
@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--data-sets", nargs="+", default=["pacs", "bar", "cifar10", "mnist"])
     parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.3, 0.6])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[20, 21, 22])
     parser.add_argument("--rounds", action="store_true", help="also five true rounds by scikit-learn")
     parser.add_argument("--parts", default="against,exact,witness,growth")
     parser.add_argument("--million", action="store_true", help="also N = 1,000,000, D = 512 (2 GB of features)")

@@ -18,6 +18,8 @@ Integers = NDArray[np.int64]
 
 BLOCK_BYTES = 32 << 20
 """Size of one block of rows in float64: what a pass over the features needs beside its result."""
+CACHE_BYTES = 1 << 19
+"""Size of rows that are read twice or converted, and should stay in the cache in between."""
 COPY_BYTES = 256 << 20
 """Up to this size a float64 copy of the features is kept; beyond it each pass converts block by block."""
 
@@ -71,18 +73,13 @@ class Features:
             self.sample_weights = weights
         self.shift = np.zeros(self.width)
         self.scale = np.ones(self.width)
-        small = len(self.x) * self.width * 8 <= COPY_BYTES
-        raw = np.ascontiguousarray(self.x, dtype=np.float64) if small else self.x
         if standardise:
-            self.shift = _column_mean(raw)
-            deviation = np.sqrt(_column_mean(raw, centre=self.shift))
+            self.shift = _column_mean(self.x)
+            deviation = np.sqrt(_column_mean(self.x, centre=self.shift))
             # A constant column deviates from its mean by rounding alone: it must not be blown up to noise.
             self.scale = np.where(deviation > 1e-13 * np.abs(self.shift), deviation, 1.0)
         if bias:
-            self.shift = _column_mean(raw, self.sample_weights)
-        # A conversion of our own may be prepared in place; the caller's array (or a view of it) never.
-        own = not np.may_share_memory(raw, self.x)
-        self._copy: Floats | None = self._transformed(raw, in_place=own) if small else None
+            self.shift = _column_mean(self.x, self.sample_weights)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -102,6 +99,15 @@ class Features:
         for start in range(0, len(self.x), size):
             rows = slice(start, min(start + size, len(self.x)))
             yield rows, self._transformed(self.x[rows]) if self._copy is None else self._copy[rows]
+
+    def prepared(self, dtype: type[np.floating[Any]]) -> NDArray[Any] | None:
+        """All the prepared rows `[N, D]` in this dtype, where that many fit in `COPY_BYTES` as float64."""
+        if dtype is np.float64 or not self._small:
+            return self._copy
+        out, size = np.empty(self.x.shape, dtype), max(1, CACHE_BYTES // (8 * self.width))
+        for start in range(0, len(self.x), size):
+            out[start : start + size] = self._transformed(self.x[start : start + size])
+        return out
 
     def weights_of(self, rows: slice) -> Floats | float:
         """Sample weights of a block as a column `[b, 1]`, or 1.0 where there are none."""
@@ -134,10 +140,18 @@ class Features:
         raw = weights / self.scale[:, None]
         return raw, intercept - self.shift @ raw
 
-    def _transformed(self, rows: NDArray[Any], in_place: bool = False) -> Floats:
+    @property
+    def _small(self) -> bool:
+        return self.x.size * 8 <= COPY_BYTES
+
+    @cached_property
+    def _copy(self) -> Floats | None:
+        return self._transformed(self.x) if self._small else None
+
+    def _transformed(self, rows: NDArray[Any]) -> Floats:
         if not (self.bias or self.standardise):
             return np.ascontiguousarray(rows, dtype=np.float64)
-        out: Floats = np.subtract(rows, self.shift, dtype=np.float64, out=rows if in_place else None)
+        out: Floats = np.subtract(rows, self.shift, dtype=np.float64)
         if self.standardise:
             out /= self.scale
         return out
@@ -202,7 +216,7 @@ def raw_matrix(x: ArrayLike, width: int, name: str) -> NDArray[Any]:
 
 def _column_mean(x: NDArray[Any], sample_weights: Floats | None = None, centre: Floats | None = None) -> Floats:
     """(Weighted) mean of the columns, or of their squares about a centre, a block of rows at a time."""
-    total, size = np.zeros(x.shape[1]), max(1, BLOCK_BYTES // (8 * x.shape[1]))
+    total, size = np.zeros(x.shape[1]), max(1, CACHE_BYTES // (8 * x.shape[1]))
     for start in range(0, len(x), size):
         block = x[start : start + size].astype(np.float64, copy=False)
         if centre is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 
 from limbeck.errors import ConfigError, DataError
-from limbeck.probe.features import COPY_BYTES, Features, Floats, not_finite
+from limbeck.probe.features import CACHE_BYTES, COPY_BYTES, Features, Floats, not_finite
 
 TOLERANCE = 1e-9
 """Default bound on the residual of the fixed point, the largest deviation of any one probability."""
@@ -17,20 +18,25 @@ TOLERANCE = 1e-9
 SAMPLED = 50
 """Rows per dimension from which the whole Hessian is built where there are more."""
 
-CHUNK_BYTES = 1 << 20
-"""Rows taken at a time: they are read twice or three times, and should stay in the cache in between."""
-
 FAR = 0.1
 """The residual is not looked at after a step that promised more than this: it costs half a Hessian product."""
 
-STEPS = 20
-"""Of L-BFGS from the closed form: with these a probe is as accurate as scikit-learn's at its default tolerance."""
+ENOUGH = 3e-4
+"""`descend` ends with the first step that promises less, in nats a sample: the validation accuracy is then within .1
+points of the converged one."""
 
-RENEWED = 4
-"""Steps after which their metric is computed anew: by then most samples are sure, and few of them curve the loss."""
+STEPS = 100
+"""Of `descend` at most."""
 
-SMALL = 5e-4
-"""The share of the objective that a step of `descend` must promise to be taken at all."""
+RENEWED = 3
+"""Steps after which its metric is computed anew: by then most samples are sure, and few of them curve the loss."""
+
+FLOOR = 0.03
+"""Share of the curvature at weights of 0 that each sample keeps in it: outliers that are sure for the moment would
+leave directions without any, and steps far too long."""
+
+REMEMBERED = 20
+"""Steps of which it keeps the change of the gradient."""
 
 Solve = Callable[[Floats], Floats]
 
@@ -88,6 +94,7 @@ class SoftmaxProbe:
         weight_decay: λ > 0.
         tolerance: on the residual of the fixed point.
         max_iterations: Newton steps.
+        dtype: of the arithmetic. float32 is for `descend`, where the weight decay is `resolved`.
         gce_q: None for CE; else the loss is Σ_k T_k (1 − p_k^q)/q, with fixed point Y = softmax((S − mY) G / (Nλ)),
             S = T·Y^q, m = Σ_k S_k. It is not convex: a stationary point downhill of the start is found.
     """
@@ -100,12 +107,14 @@ class SoftmaxProbe:
         tolerance: float = TOLERANCE,
         max_iterations: int = 200,
         gce_q: float | None = None,
+        dtype: type[np.floating[Any]] = np.float64,
     ) -> None:
         self.features = features
         self.weight_decay = weight_decay
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.gce_q = gce_q
+        self.dtype = dtype
         # In sample space the coordinates are R^−½·V·√g: `[N, r]`, small.
         self._coordinates: Floats | None = None
         if len(features) < features.width:
@@ -114,6 +123,10 @@ class SoftmaxProbe:
             if features.sample_weights is not None:
                 self._coordinates /= np.sqrt(features.sample_weights)[:, None]
         self.rank = features.width if self._coordinates is None else self._coordinates.shape[1]
+        self._chunk = max(1, CACHE_BYTES // (np.dtype(dtype).itemsize * self.rank))
+        self._rows = (
+            features.prepared(dtype) if self._coordinates is None else self._coordinates.astype(dtype, copy=False)
+        )
 
     def fit(self, targets: Floats, start: SoftmaxFit | None = None) -> SoftmaxFit:
         """The fixed point for targets `[N, C]` (rows of non-negative numbers, summing to 1).
@@ -127,7 +140,7 @@ class SoftmaxProbe:
             DataError: where a feature is no finite number.
             ConfigError: where the tolerance cannot be reached: weight_decay is too small for float64.
         """
-        wanted = np.ascontiguousarray(targets.T, dtype=np.float64)
+        wanted = np.ascontiguousarray(targets.T, dtype=self.dtype)
         classes, whole = len(wanted), False
         parameters, solve = self._start(classes, start)
         state = self._first(parameters, wanted)
@@ -157,29 +170,38 @@ class SoftmaxProbe:
             weights, parameters[:, -1].copy(), probabilities, residual, iteration, self.features, parameters, solve
         )
 
-    def descend(self, targets: Floats, steps: int = STEPS, small: float = SMALL) -> tuple[Floats, State]:
-        """Parameters `[C, r + 1]` and state after a few steps of L-BFGS from the closed form, with its Hessian.
+    def descend(self, targets: Floats, steps: int = STEPS, enough: float = ENOUGH) -> tuple[Floats, Solve]:
+        """Parameters `[C, r + 1]` by L-BFGS with the `shared` Hessian, and the inverse of that.
 
-        The first step is the closed form itself, the Newton step at weights of 0. It ends early where a step promises
-        less than the share `small` of the objective.
+        The first step is the closed form itself, the Newton step at weights of 0. The last is the first that promises
+        less than `enough`; it is taken on trust.
         """
-        wanted = np.ascontiguousarray(targets.T, dtype=np.float64)
-        parameters = np.zeros((len(wanted), self.rank + 1))
+        wanted = np.ascontiguousarray(targets.T, dtype=self.dtype)
+        parameters = np.zeros((len(wanted), self.rank + 1), self.dtype)
         state = self._first(parameters, wanted)
         solve = self.shared(state) if self._coordinates is None else self._diagonal(state)
         pairs: list[tuple[Floats, Floats, float]] = []
         for count in range(steps):
             if count == RENEWED:
-                solve = self.shared(state)
+                solve = self.shared(state, FLOOR)
             step = -_quasi_newton(state.gradient, pairs, solve)
-            if -np.vdot(state.gradient, step) < small * state.value:
-                break
+            if -np.vdot(state.gradient, step) < enough:
+                return parameters + step, solve
             moved, new = self.line_search(parameters, state, step, wanted)
             move, change = moved - parameters, new.gradient - state.gradient
             if (curved := float(np.vdot(move, change))) > 0:
-                pairs.append((move, change, curved))
+                pairs = [*pairs[-REMEMBERED + 1 :], (move, change, curved)]
             parameters, state = moved, new
-        return parameters, state
+        return parameters, solve
+
+    def resolved(self, classes: int) -> bool:
+        """Whether the weight decay stands well above the rounding of the `shared` Hessian, whatever the weights."""
+        total = 0.0
+        for rows, block in self._blocks():
+            weights = self.features.sample_weights
+            total += float(np.vdot(block, block) if weights is None else weights[rows] @ (block**2).sum(1))
+        # No sample curves the loss more than 1/C.
+        return bool(self.weight_decay > 10 * np.finfo(self.dtype).eps * total / (len(self.features) * classes))
 
     def next_round(self, parameters: Floats, curvature: Solve) -> Floats:
         """Self-distillation of a probe, linearised about it: `(H + λ)⁻¹ H W`, with `(H + λ)⁻¹` given."""
@@ -203,27 +225,34 @@ class SoftmaxProbe:
     def state(self, parameters: Floats, targets: Floats) -> State:
         """The objective and its gradient for targets `[C, N]`, in one pass."""
         count, q = len(self.features), self.gce_q
-        probabilities, mass = np.empty_like(targets), np.empty(targets.shape[1])
-        gradient, loss = np.zeros_like(parameters), 0.0
+        probabilities, mass = np.empty_like(targets), np.ones(targets.shape[1], targets.dtype)
+        gradient, loss, weights = np.zeros_like(parameters), 0.0, np.ascontiguousarray(parameters[:, :-1].T)
+        start = not weights.any()
         for rows, block in self._blocks():
-            target, sample_weight = targets[:, rows], self._sample_weights(rows)
+            target = targets[:, rows]
             # Classes first: sums over a short last axis are an order of magnitude slower.
-            logs = parameters[:, :-1] @ block.T
+            logs = np.zeros_like(target) if start else np.ascontiguousarray((block @ weights).T)
             logs += parameters[:, -1:]
             logs -= logs.max(0)
-            probability = np.exp(logs)
+            probability = np.exp(logs, out=probabilities[:, rows])
             total = probability.sum(0)
             probability /= total
-            logs -= np.log(total)
-            reached = target if q is None else target * np.exp(q * logs)
-            mass[rows] = reached.sum(0)
-            # With q the powers enter the loss itself; (1 − p^q)/q keeps its digits as −expm1(q log p)/q.
-            losses = target * logs if q is None else target * np.expm1(q * logs) / q
-            loss -= float((sample_weight * losses).sum())
-            error = sample_weight * (mass[rows] * probability - reached)
+            if q is None:
+                losses = np.log(total) - (target * logs).sum(0)
+                error = probability - target
+            else:
+                logs -= np.log(total)
+                reached = target * np.exp(q * logs)
+                mass[rows] = reached.sum(0)
+                # With q the powers enter the loss itself; (1 − p^q)/q keeps its digits as −expm1(q log p)/q.
+                losses = -(target * np.expm1(q * logs)).sum(0) / q
+                error = mass[rows] * probability - reached
+            if self.features.sample_weights is not None:
+                losses *= self._sample_weights(rows)
+                error *= self._sample_weights(rows)
+            loss += float(losses.sum())
             gradient[:, :-1] += error @ block
             gradient[:, -1] += error.sum(1)
-            probabilities[:, rows] = probability
         self._finish(gradient, parameters)
         value = loss / count + self.weight_decay / 2 * float((parameters[:, :-1] ** 2).sum())
         return State(value, probabilities, mass, gradient)
@@ -238,26 +267,37 @@ class SoftmaxProbe:
                 return parameters + length * step, trial
             length /= 2
 
-    def shared(self, state: State) -> Solve:
-        """The inverse of the Hessian with every sample's curvature the same in all directions of the classes."""
-        count = len(self.features)
-        square = np.zeros((self.rank + 1, self.rank + 1))
+    def shared(self, state: State, floor: float = 0.0) -> Solve:
+        """The inverse of the Hessian with every sample's curvature the same in all directions of the classes.
+
+        Args:
+            state: where.
+            floor: added to the curvatures, as a share of that at weights of 0.
+        """
+        rank, count = self.rank, len(self.features)
+        product = np.zeros((rank, rank), self.dtype, order="F")
+        square = np.zeros((rank + 1, rank + 1), self.dtype, order="F")
+        update = scipy.linalg.get_blas_funcs("syrk", (product,))
+        buffer = np.empty((min(self._chunk, count), rank), self.dtype)
         for rows, block in self._blocks():
-            curvature = self._curvature(state, rows)
-            root = np.sqrt(curvature)
-            scaled = block * root[:, None]
-            # One array times itself is a symmetric update in BLAS: half the work of a general product.
-            square[:-1, :-1] += scaled.T @ scaled
-            square[:-1, -1] += root @ scaled
+            curvature = self._curvature(state, rows) + floor / len(state.probabilities)
+            common = float(curvature[0])
+            # At weights of 0 all samples curve alike: nothing to scale.
+            if (curvature == common).all():
+                product = update(common / count, block.T, 1.0, product, lower=True, overwrite_c=True)
+            else:
+                scaled = np.multiply(block, np.sqrt(curvature)[:, None], out=buffer[: len(block)])
+                product = update(1 / count, scaled.T, 1.0, product, lower=True, overwrite_c=True)
+            square[-1, :-1] += curvature @ block
             square[-1, -1] += curvature.sum()
-        square /= count
+        square[-1] /= count
+        square[:-1, :-1] = product
         if self.features.bias:
-            square[-1, :-1] = square[:-1, -1]
-            square[-1, -1] += 1e-12
+            square[-1, -1] += 1e-12 + 100 * np.finfo(self.dtype).eps * square[-1, -1]
         else:
-            square[:-1, -1], square[-1, -1] = 0.0, 1.0
+            square[-1, :-1], square[-1, -1] = 0.0, 1.0
         # Collinear features and hardly any weight decay: it approximates all the same, and must stay invertible.
-        square[np.diag_indices(self.rank)] += self.weight_decay + 1e-14 * square.trace()
+        square[np.diag_indices(rank)] += self.weight_decay + 1e-14 * square.trace()
         factor = scipy.linalg.cho_factor(square, lower=True, overwrite_a=True, check_finite=False)
         return lambda values: np.ascontiguousarray(scipy.linalg.cho_solve(factor, values.T, check_finite=False).T)
 
@@ -317,7 +357,7 @@ class SoftmaxProbe:
         return state
 
     def _start(self, classes: int, start: SoftmaxFit | None) -> tuple[Floats, Solve | None]:
-        parameters = np.zeros((classes, self.rank + 1))
+        parameters = np.zeros((classes, self.rank + 1), self.dtype)
         if start is None:
             return parameters, None
         if start.features is self.features:
@@ -338,17 +378,16 @@ class SoftmaxProbe:
         return parameters, None
 
     def _blocks(self) -> Iterator[tuple[slice, Floats]]:
-        size = max(1, CHUNK_BYTES // (8 * self.rank))
-        coordinates = self._coordinates
-        blocks = self.features.blocks() if coordinates is None else [(slice(0, len(coordinates)), coordinates)]
+        kept = self._rows
+        blocks = self.features.blocks() if kept is None else [(slice(0, len(kept)), kept)]
         for rows, block in blocks:
-            for start in range(0, len(block), size):
-                part = block[start : start + size]
+            for start in range(0, len(block), self._chunk):
+                part = block[start : start + self._chunk].astype(self.dtype, copy=False)
                 yield slice(rows.start + start, rows.start + start + len(part)), part
 
     def _sample_weights(self, rows: slice) -> Floats | float:
         weights = self.features.sample_weights
-        return 1.0 if weights is None else weights[rows]
+        return 1.0 if weights is None else weights[rows].astype(self.dtype, copy=False)
 
     def _finish(self, moment: Floats, parameters: Floats) -> None:
         """Sums over the samples become those of the mean loss, and the penalty joins them."""
@@ -398,7 +437,8 @@ class SoftmaxProbe:
         diagonal = np.empty(self.rank + 1)
         diagonal[:-1] = self.features.spectrum.values / len(self.features) * curvature + self.weight_decay
         diagonal[-1] = max(curvature, 1e-12)
-        return lambda values: values / diagonal
+        inverse = (1 / diagonal).astype(self.dtype)
+        return lambda values: values * inverse
 
     def _curvature(self, state: State, rows: slice) -> Floats:
         """`[b]`, of every sample: diag(p) − ppᵀ has the trace 1 − Σp² and acts in C − 1 directions."""
