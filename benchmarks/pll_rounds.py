@@ -416,7 +416,7 @@ Block = dict[Any, dict[int, Scores]]
 """Rows of a table by column (a noise rate, a set of human labels, a number of samples) and seed."""
 SIZES = "by training samples"
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Human labels: CIFAR-10N, 10,000 training samples": ("cifar_human_10000",),
+    "Human labels: CIFAR-10N, 10,000 training samples": ("cifar_human_10000", "arbitration_human"),
     "Human labels: CIFAR-10N, 40,000 training samples, closed form": ("cifar_human",),
     "MNIST through a small network": ("mnist", "arbitration_mnist"),
     f"MNIST {SIZES}": ("mnist_sizes",),

@@ -458,7 +458,31 @@ def document(found: Mapping[str, Any]) -> str:
             for column in COLUMNS
         ]
         lines.append(f"| {cell.title} | {cell.reach:.0f} | " + " | ".join(entries) + f" | {cell.chosen} |")
-    return "\n".join([*lines, "", *goals(every, found)])
+    return "\n".join([*lines, "", *goals(every, found), "", *noise_table(found)])
+
+
+def noise_table(found: Mapping[str, Any]) -> list[str]:
+    """Noise rates that arbitration finds, by the teacher that it hears."""
+    lines = [
+        "Wrong labels, percent, where groups are known: the true rate, and what arbitration finds without a teacher "
+        "and with each; in brackets the share of training samples whose posterior is right.",
+        "",
+        "| data, labels | true | no teacher | " + " | ".join(TEACHERS) + " |",
+        "|---" * (len(TEACHERS) + 3) + "|",
+    ]
+    for name, labels in product(DATA, LABELS):
+        units = [unit for key, unit in found.items() if key.startswith(f"{name} | {labels} | {KNOWN[True]} | ")]
+        if not units:
+            continue
+        sources = [units, *([unit["teachers"][kind] for unit in units] for kind in TEACHERS)]
+        entries = [f"{100 * statistics.fmean(unit['noise_true'] for unit in units):.1f}"]
+        for source in sources:
+            rate, right = (
+                100 * statistics.fmean(one[key] for one in source) for key in ("noise_found", "posterior_right")
+            )
+            entries.append(f"{rate:.1f} ({right:.1f})")
+        lines.append(f"| {name}, {labels} | " + " | ".join(entries) + " |")
+    return lines
 
 
 def goals(every: Sequence[Cell], found: Mapping[str, Any]) -> list[str]:
