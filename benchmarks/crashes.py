@@ -357,6 +357,7 @@ def each_write(every: int, root: Path, kept: dict[str, Any]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if step_by_step(folder, number) != -signal.SIGKILL:
             found["whole"] = True
+            keep(kept)
             break
         before = Path(f"{folder}.killed").read_text()
         code = step_by_step(folder, None)
