@@ -1,14 +1,15 @@
 """A grid of regimes: who is wrong, how much, and which method helps. Does the recipe `auto` find out?
 
-    python benchmarks/regimes.py --seeds 1 2 3
-    python benchmarks/regimes.py --seeds 1 2 3 --table docs/arbitration.md --picture docs/regimes.svg
+    python benchmarks/regimes.py --seeds 7 8 9
+    python benchmarks/regimes.py --seeds 7 8 9 --table docs/arbitration.md --picture docs/regimes.svg
 
 Four data sets × labels (clean, 20 %, 40 %, 40 % in one group) × teacher (good, biased, weak), and clean and 40 % again
 with groups that nobody declared. Noise is in training and validation labels, never in test labels; teachers learned
 from other samples, with their true labels. A fixed column selects its epoch by validation worst group as its user would
 see it: through the noisy labels, and by class where groups are unknown. `auto` sees what they see. Each (data set,
 labels, groups, seed) is written to `benchmarks/results/regimes.json` at once, and skipped when run again. The data come
-from the folder that LIMBECK_DATA names (Adult comes with Limbeck). `auto` was developed on seed 0.
+from the folder that LIMBECK_DATA names (Adult comes with Limbeck). Arbitration and
+`auto` were developed on seeds 0 and 4.
 """
 
 from __future__ import annotations
@@ -606,7 +607,7 @@ def insert(path: Path, text: str, mark: str) -> None:
 def main() -> int:
     """Measure, or print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--picture", type=Path, help="write the heat map")

@@ -171,6 +171,27 @@ def test_a_teacher_that_knows_is_heard(noisy: lb.Data) -> None:
     assert arbitrate(noisy, other, witness="never", **quick).fingerprint() == alone.fingerprint()
 
 
+def test_judges_learn_what_the_teacher_does_not_say(noisy: lb.Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a teacher says is in the loss of the judges that come after it was found to be worth something."""
+    other = lb.fit(student, make(0.0, seed=5), recipe="erm", epochs=10, learning_rate=0.05, batch_size=64)
+    seen: list[bool] = []
+    evidence = CrossFit.evidence
+
+    def spied(court: CrossFit, offsets: Any, *more: Any) -> Any:
+        side = noisy.train.attributes["side"].codes
+        seen.append(all(np.ptp(offsets[side == code], axis=0).max() < 1e-9 for code in range(3)))
+        return evidence(court, offsets, *more)
+
+    monkeypatch.setattr(CrossFit, "evidence", spied)
+    quick: dict[str, Any] = {"judge": Judge(network=student, epochs=2), "rounds": 1, "repeats": 1}
+    arbitrate(noisy, **quick)
+    assert all(seen), "without a teacher only the stratum tells"
+    seen.clear()
+    arbitrate(noisy, other, **quick)
+    assert seen[0]
+    assert not seen[-1]
+
+
 def test_a_teacher_that_repeats_the_attribute_says_nothing(noisy: lb.Data, found: lb.Arbitration) -> None:
     repeating = np.full((len(noisy), 3), 0.02) + 0.94 * np.eye(3)[noisy.attributes["side"].codes]
     heard = arbitrate(noisy, spoken(noisy, repeating), judge=LINEAR, rounds=4)
@@ -262,6 +283,7 @@ def test_features_teacher_features_and_no_attribute(noisy: lb.Data) -> None:
         ({"features": np.zeros((3, 2))}, ConfigError, "expected \\[N, D\\]"),
         ({"noise": "pergroup"}, ConfigError, "did you mean 'per_group'"),
         ({"witness": "alway"}, ConfigError, "did you mean 'always'"),
+        ({"witness": "always"}, TeacherError, "none is given"),
         ({"gamma": 2.0}, ConfigError, "gamma"),
         ({"folds": 1}, ConfigError, "folds"),
         ({"rounds": 0}, ConfigError, "a round"),

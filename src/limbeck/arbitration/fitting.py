@@ -1,4 +1,4 @@
-"""Arbitration: judges and the posterior in turns, until they agree on who is wrong, the teacher or the label."""
+"""Arbitration: under which noise are the given labels likeliest, and who is then wrong, the teacher or the label?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from limbeck.arbitration.judge import CrossFit, Judge, as_judge, evidence_data
 from limbeck.arbitration.model import Fit, Floats, Integers
 from limbeck.arbitration.result import Arbitration, Judged
 from limbeck.arbitration.strata import Strata, protected_rows, strata_of
-from limbeck.errors import ConfigError, unknown_name
+from limbeck.errors import ConfigError, TeacherError, unknown_name
 from limbeck.recipe import WITNESSES
 from limbeck.teachers import Teacher, as_teacher, collect, require
 from limbeck.training import derive_seed
@@ -102,6 +102,8 @@ def arbitrate(
     part = data.subset(kept)
     part.check(splits=("train",))
     source = None if teacher is None else as_teacher(teacher)
+    if source is None and witness == "always":
+        raise TeacherError("the teacher is to be heard (witness: always), and none is given: pass teacher=…")
     seen, basis = evidence_data(part, as_judge(judge), source, features)
     court = CrossFit(seen, as_judge(judge), folds, seed, linear=basis == "teacher")
     said = None if source is None or witness == "never" else _testimony(source, part, strata)

@@ -130,11 +130,6 @@ def balanced_weights(target: Floats, counts: Floats, stratum: Integers, gamma: f
     return np.asarray(weights * (len(target) / weights.sum()))
 
 
-def trained_under(counts: Floats, gamma: float) -> Floats:
-    """The prior `[S, C]` under which a judge was trained with `balanced_weights`: n^(1-γ), normalised per stratum."""
-    return normalised(counts ** (1 - gamma))
-
-
 def unmix(shares: Floats, noise: Floats, steps: int = 200) -> Floats:
     """Class shares π with Nᵀπ nearest to the observed shares in KL divergence, by EM.
 
@@ -147,12 +142,6 @@ def unmix(shares: Floats, noise: Floats, steps: int = 200) -> Floats:
     for _ in range(steps):
         found = normalised(found * ((shares / np.maximum(found @ noise, TINY)) @ noise.T) + TINY)
     return found
-
-
-def first_prior(given: Integers, stratum: Integers, strata: int, classes: int, diagonal: float = 0.7) -> Floats:
-    """p(k|s) to begin with: the label shares of each stratum, unmixed by a rough symmetric noise, `[S, C]`."""
-    shares = normalised(soft_counts(np.eye(classes)[given], stratum, strata, pseudo=TINY))
-    return normalised(unmix(shares, symmetric(classes, diagonal)) + 0.002)
 
 
 def expected_noise(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
 
 import yaml
+
+from limbeck.plain import flattened
 
 SHOWN = 3
 """Names of a list that a sentence gives; the others are counted."""
@@ -72,7 +74,7 @@ def spoken(said: str | Mapping[str, Any], words: Mapping[str, str]) -> str:
 def english() -> Mapping[str, str]:
     """The English sentences by key; those of other languages are the report's."""
     text = (resources.files("limbeck") / "audits" / "words.yaml").read_text(encoding="utf-8")
-    return dict(_flat(yaml.safe_load(text)))
+    return dict(flattened(yaml.safe_load(text)))
 
 
 class _Filled(string.Formatter):
@@ -101,11 +103,3 @@ class _Filled(string.Formatter):
         shown = self._words["join"].join(names[:most])
         left = len(names) - most
         return self._words["more"].format(names=shown, n=left) if left > 0 else shown
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
 import yaml
 
 from limbeck.errors import ConfigError, unknown_name
+from limbeck.plain import flattened
 
 _FOLDER = resources.files("limbeck.report") / "languages"
 _AUDITS = resources.files("limbeck") / "audits" / "words.yaml"
@@ -58,12 +59,4 @@ def load_language(code: str) -> Language:
     if code == "en":
         # An audit speaks English by itself, without a report.
         tree["audit"] = yaml.safe_load(_AUDITS.read_text(encoding="utf-8"))
-    return Language(code, dict(_flatten(tree)))
-
-
-def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)
+    return Language(code, dict(flattened(tree)))
