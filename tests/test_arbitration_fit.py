@@ -146,7 +146,8 @@ def test_the_loss_of_a_judge_is_the_likelihood_of_the_model() -> None:
     given, noise = rng.integers(0, 4, 40), model.symmetric(4, 0.6)
     said = likelihood_of(torch.from_numpy(np.log(prior)), torch.from_numpy(np.log(model.columns(noise, given))))
     loss = said(torch.from_numpy(logits), torch.arange(40)).sum()
-    assert -float(loss) == pytest.approx(model.likelihood(logits, prior, noise, given), rel=1e-12)
+    q, likely = model.softmax(logits + np.log(prior)), model.columns(noise, given)
+    assert -float(loss) == pytest.approx(model.likelihood(q, likely), rel=1e-12)
 
 
 # A teacher as a witness -----------------------------------------------------------------------------------------------
@@ -237,6 +238,95 @@ def test_a_matrix_of_each_group_where_one_group_is_mislabelled() -> None:
     assert max(rates["side=a"], rates["side=c"]) < 0.03
 
 
+def one_side_mislabelled() -> lb.Data:
+    by_side = make(0.0, n=3_000).with_groups("side")
+    return inject.label_noise(by_side, rate=0.0, group={"side=b": 0.4}, seed=1).with_groups(["label", "side"])
+
+
+def test_a_rate_of_each_group_is_found_where_they_differ_and_only_there(noisy: lb.Data, found: lb.Arbitration) -> None:
+    data = one_side_mislabelled()
+    apart = arbitrate(data, judge=LINEAR, rounds=3, repeats=1)
+    assert apart.noise_by_stratum is not None
+    wrong = 1 - apart.posterior[np.arange(len(apart.given)), apart.given]
+    np.testing.assert_allclose([wrong[apart.stratum == place].mean() for place in range(3)], [0, 0.4, 0], atol=0.05)
+    right = (apart.posterior.argmax(axis=1) == data.train.columns["true_label"]).mean()
+    assert right > 0.95 > (data.train.y == data.train.columns["true_label"]).mean()
+    # Noise that is the same everywhere, and none, need no rates of their own.
+    assert found.noise_by_stratum is None
+    assert found.history[-1]["hypothesis"] == "a rate for each value of the attribute"
+    assert arbitrate(make(0.0), judge=LINEAR, rounds=2, repeats=1).noise_by_stratum is None
+
+
+def test_validation_labels_are_read_through_the_rates_of_their_own_group() -> None:
+    data = one_side_mislabelled()
+    apart = arbitrate(data, judge=LINEAR, rounds=3, repeats=1)
+    true = data.validation.columns["true_label"]
+    groups = expected_groups(apart, data)
+    accuracy, _, worth = groups.table(true)
+    assert accuracy[worth > 30].min() > 0.9
+    mislabelled = (true == 1) & (data.validation.attributes["side"].codes == 1)
+    assert (data.validation.y == true)[mislabelled].mean() < 0.7
+
+
+def test_little_noise_is_only_believed_where_it_is_surely_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(0.03, n=3_000)
+    found = arbitrate(data, judge=LINEAR, rounds=2, repeats=1)
+    gain, error = found.noise_gain
+    assert gain > 3 * error
+    assert found.noise_rate == pytest.approx(0.03, abs=0.012)
+    monkeypatch.setattr("limbeck.arbitration.fitting.CHANCE", 1.1 * gain / error)
+    doubted = arbitrate(data, judge=LINEAR, rounds=2, repeats=1)
+    assert doubted.noise_rate == 0
+    assert not doubted.corrected.any()
+    monkeypatch.setattr("limbeck.arbitration.fitting.LITTLE", 0.01)
+    assert arbitrate(data, judge=LINEAR, rounds=2, repeats=1).noise_rate == found.noise_rate
+
+
+def test_where_no_attribute_is_known_what_is_learned_first_says_which_cells_to_even_out(noisy: lb.Data) -> None:
+    data = noisy.with_groups("label")
+    found, without = (
+        arbitrate(data, judge=LINEAR, rounds=1, repeats=1, shortcut=shortcut) for shortcut in ("auto", "declared")
+    )
+    assert found.attribute_found
+    assert found.attribute == ()
+    assert found.strata == ("cat", "dog", "elk")
+    assert "what is learned first" in repr(found)
+    # Who is wrong is another question.
+    np.testing.assert_array_equal(found.posterior, without.posterior)
+    np.testing.assert_array_equal(found.noise, without.noise)
+    cells = model.soft_counts(found.balanced(1.0), found.stratum, 3, pseudo=0.0)
+    np.testing.assert_allclose(cells, cells.mean(), rtol=0.1)
+    groups = expected_groups(found, data)
+    assert groups.names[:2] == ("cat, attribute against", "cat, attribute for")
+    judged = found.validation
+    assert judged is not None
+    against = groups.group[np.arange(len(judged.given)), judged.stratum] % 2
+    assert against.all()  # the class that it names is the one that it speaks for
+    assert expected_groups(without, data).names == data.groups.names
+    assert not arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1).attribute_found
+    assert arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1, shortcut="found").attribute_found
+
+
+def test_what_is_learned_first_is_the_shortcut_and_never_ones_own_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(0.0, n=2_000, aligned=0.95)
+    weak = data.replace(x=data.x * np.array([0.4, 0.4, 0.4, 2, 2, 2], np.float32), groups=None, attributes=None)
+    first, _ = CrossFit(weak, Judge(), 2, 0).first_learned()
+    side = data.train.attributes["side"].codes
+    apart = side != data.train.y
+    assert (first == side)[apart].mean() > 0.5 > 1.5 * (first == data.train.y)[apart].mean()
+    row = 7
+    y = weak.y.copy()
+    place = np.flatnonzero(weak.split == 0)[row]
+    y[place] = (y[place] + 1) % 3
+    other = weak.replace(y=np.array(weak.classes)[y], classes=weak.classes)
+    assert CrossFit(other, Judge(), 2, 0).first_learned()[0][row] == first[row]
+    monkeypatch.setattr("limbeck.arbitration.judge.FIRST_STEPS", 2)  # of 2 · 128 samples alone
+    few, beside = CrossFit(weak, Judge(), 2, 0).first_learned()
+    assert len(few) == len(weak.train)
+    assert beside is not None
+    assert len(beside) == len(weak.validation)
+
+
 def test_two_classes_are_said_to_be_weakly_identified() -> None:
     data = make(0.0, n=6_000)
     rows = np.flatnonzero(data.y < 2)
@@ -264,7 +354,7 @@ def test_features_teacher_features_and_no_attribute(noisy: lb.Data) -> None:
         found = arbitrate(noisy, teacher, rounds=1, repeats=1, **basis)
         assert found.basis == basis["judge"].basis
         assert found.posterior.shape == (len(noisy.train), 3)
-    unknown = arbitrate(noisy.with_groups(None), judge=LINEAR, rounds=1, repeats=1)
+    unknown = arbitrate(noisy.with_groups(None), judge=LINEAR, rounds=1, repeats=1, shortcut="declared")
     assert unknown.attribute == ()
     assert unknown.prior.shape == (1, 3)
     discovered = arbitrate(noisy, attribute=noisy.attributes["side"].codes, judge=LINEAR, rounds=1, repeats=1)
@@ -284,6 +374,8 @@ def test_features_teacher_features_and_no_attribute(noisy: lb.Data) -> None:
         ({"noise": "pergroup"}, ConfigError, "did you mean 'per_group'"),
         ({"witness": "alway"}, ConfigError, "did you mean 'always'"),
         ({"witness": "always"}, TeacherError, "none is given"),
+        ({"shortcut": "find"}, ConfigError, "did you mean 'found'"),
+        ({"shortcut": "found", "attribute": "side"}, ConfigError, "leave out one"),
         ({"gamma": 2.0}, ConfigError, "gamma"),
         ({"folds": 1}, ConfigError, "folds"),
         ({"rounds": 0}, ConfigError, "a round"),
@@ -320,9 +412,8 @@ def test_expected_groups_of_declared_groups_and_of_a_flag_that_rests_on_the_labe
     assert np.abs(total - truth.groups.counts()).max() < 0.08 * len(said)
     judged = found.validation
     assert judged is not None
-    inverse = np.linalg.inv(judged.noise)[judged.given]
-    np.testing.assert_allclose(declared.membership, (inverse + judged.posterior) / 2)
-    assert inverse.min() < declared.membership.min() < 0
+    np.testing.assert_array_equal(declared.memberships[0], judged.posterior)
+    np.testing.assert_allclose(declared.memberships[1], np.linalg.inv(judged.noise)[judged.given])
     flag = np.where(noisy.attributes["side"].codes == noisy.y, "own", "other")
     flagged = noisy.replace(attributes={"flag": flag}, groups=["label", "flag"])
     sides = expected_groups(found, flagged)

@@ -270,11 +270,12 @@ def arbitration(
     gamma: float = 0.7,
     attribute: str | Sequence[str] | None = None,
     judge: str = "auto",
-    noise: str = "shared",
+    noise: str = "auto",
     distil: float = 0.0,
     relations: float = 0.0,
     temperature: float = 4.0,
     witness: str = "auto",
+    shortcut: str = "auto",
 ) -> Recipe:
     terms = [Term.named("soft_cross_entropy", weight=1 - distil)]
     if distil:
@@ -284,16 +285,24 @@ def arbitration(
             Term.named("expected_refined_logits", weight=relations, temperature=temperature, warmup=ONE_TWELFTH)
         )
     names = None if attribute is None else (attribute,) if isinstance(attribute, str) else tuple(attribute)
-    step = Arbitrate(names, judge, gamma=gamma, noise=noise, witness=witness)
+    step = Arbitrate(names, judge, gamma=gamma, noise=noise, witness=witness, shortcut=shortcut)
     return Recipe(terms, arbitrate=step, sampling="posterior")
 
 
-def auto(attribute: str | Sequence[str] | None = None, judge: str = "auto", margin: float = 0.03) -> Recipe:
+def auto(
+    attribute: str | Sequence[str] | None = None,
+    judge: str = "auto",
+    margin: float = 0.03,
+    shortcut: str = "auto",
+) -> Recipe:
+    def arbitrated(gamma: float, distil: float = 0.0, relations: float = 0.0) -> Recipe:
+        return arbitration(gamma, attribute, judge, distil=distil, relations=relations, shortcut=shortcut)
+
     found: dict[str, Recipe] = {
         "plain": erm(),
         "group weights": group_balanced(),
-        "arbitration": arbitration(0.7, attribute, judge),
-        "arbitration, cells even": arbitration(1.0, attribute, judge),
+        "arbitration": arbitrated(0.7),
+        "arbitration, cells even": arbitrated(1.0),
         "kd": kd(),
         "kd, group weights": kd().replace(sampling="group_balanced"),
         "rld": rld(),
@@ -301,7 +310,8 @@ def auto(attribute: str | Sequence[str] | None = None, judge: str = "auto", marg
         "pll": pll(),
         "groupdistil": groupdistil(),
         "dett": dett(),
-        "arbitration and kd": arbitration(0.7, attribute, judge, distil=0.5),
+        "arbitration and kd": arbitrated(0.7, distil=0.5),
+        "arbitration and rld": arbitrated(1.0, relations=1.0),
     }
     candidates = tuple(recipe.replace(name=name) for name, recipe in found.items())
     step = found["arbitration"].arbitrate

@@ -32,6 +32,7 @@ T = TypeVar("T")
 ERROR_SOURCES = ("eval", "online", "groups")
 SAMPLINGS = ("shuffle", "group_balanced", "class_balanced", "posterior")
 WITNESSES = ("auto", "always", "never")
+SHORTCUTS = ("auto", "declared", "found")
 TEACHER_FIELDS = ("teacher_logits", "teachers_logits", "teacher_features", "teacher_maps")
 
 
@@ -288,6 +289,8 @@ class Arbitrate:
         protect: classes or groups by name with the share that may be corrected.
         witness: `auto` hears a teacher that is given and has not learned the labels by heart, `always` needs one and
             hears it, `never` does not.
+        shortcut: what the weights even out beside the class: `declared` has nothing where no attribute is named or
+            declared, `found` takes the class that a network learns first, `auto` takes that where none is.
     """
 
     attribute: str | tuple[str, ...] | None = None
@@ -295,13 +298,18 @@ class Arbitrate:
     folds: int = 2
     rounds: int = 5
     gamma: float = 0.7
-    noise: str = "shared"
+    noise: str = "auto"
     protect: Plain = field(default_factory=dict)
     witness: str = "auto"
+    shortcut: str = "auto"
 
     def __post_init__(self) -> None:
         if self.witness not in WITNESSES:
             raise RecipeError("arbitrate: " + unknown_name("witness", self.witness, WITNESSES))
+        if self.shortcut not in SHORTCUTS:
+            raise RecipeError("arbitrate: " + unknown_name("shortcut", self.shortcut, SHORTCUTS))
+        if self.shortcut == "found" and self.attribute is not None:
+            raise RecipeError("arbitrate: the attribute is named, and to be found (shortcut: found): leave out one")
         if self.attribute is not None:
             names = [self.attribute] if isinstance(self.attribute, str) else self.attribute
             object.__setattr__(self, "attribute", tuple(names))

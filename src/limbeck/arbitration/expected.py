@@ -1,10 +1,11 @@
 """Accuracy by group where validation labels are as wrong as training labels.
 
 A rare cell of given labels then fills up with mislabelled members of a large one, and the worst group that is read off
-it is a measure of the noise. So a sample counts in each class's group by the mean of two numbers. N⁻¹[ỹ, k] is 1 on
-average for the true class and 0 for the others, whoever the judges are (backward correction; Patrini et al., CVPR 2017,
-arXiv 1609.03683, theorem 1), and so unsteady that a rare group may add up to nothing. The posterior is steady, and
-prefers the students that err like the judges. Half of each has half the bias and about half the spread.
+it is a measure of the noise. Two estimates without it are wrong in different ways. By the posterior a sample counts in
+each class's group: steady, but it prefers the students that err like the judges, or like a teacher that they heard. By
+backward correction it counts as N⁻¹[ỹ, k], which is 1 on average for the true class and 0 for the others whoever the
+judges are (Patrini et al., CVPR 2017, arXiv 1609.03683, theorem 1), and so unsteady that a rare group may add up to
+nothing. Scores are the mean of both.
 """
 
 from __future__ import annotations
@@ -22,36 +23,36 @@ from limbeck.data import Data
 from limbeck.errors import DataError
 from limbeck.selection import MINIMUM, RULES, SelectionRule
 
+SINGULAR = 0.05
+"""Singular values of N below this share of the largest are not inverted: they would multiply noise by twenty."""
 GRID = np.linspace(0.0, 1.0, 513)
 """Where the distribution of the least accuracy is taken."""
 EXPECTED = ", expected without label noise"
-SINGULAR = 0.05
-"""Singular values of N below this share of the largest are not inverted: they would multiply noise by twenty."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExpectedGroups:
-    """Validation samples whose true class is known through the noise matrix only.
+    """Validation samples whose true class is known by their posterior, or through the noise matrix, only.
 
     Attributes:
         names: of the G groups.
         group: the group that a sample is in if its class is k, `[m, C]`; -1 where unknown.
-        membership: how much it counts as class k, `[m, C]`; the label itself where there is no noise.
+        memberships: how much it counts as class k, `[m, C]` by each estimate: the label itself where there is no noise.
     """
 
     names: tuple[str, ...]
     group: Integers
-    membership: Floats
+    memberships: tuple[Floats, ...]
 
-    def table(self, predicted: Any) -> tuple[Floats, Floats, Floats]:
+    def table(self, predicted: Any, estimate: int = 0) -> tuple[Floats, Floats, Floats]:
         """For predicted classes `[m]`: accuracy of each group in 0..1, its samples, and how many samples without noise
-        would tell as much, `[G]` each. A group without samples has accuracy nan."""
-        known, size = self.group >= 0, len(self.names)
-        places, values = self.group[known], self.membership[known]
+        would tell as much, `[G]` each, by the first or another estimate. A group without samples has accuracy nan."""
+        known, size, membership = self.group >= 0, len(self.names), self.memberships[estimate]
+        places, values = self.group[known], membership[known]
         total, squares = np.bincount(places, values, size), np.bincount(places, values**2, size)
         rows, chosen = np.arange(len(self.group)), np.asarray(predicted, np.int64)
         inside = known[rows, chosen]
-        right = np.bincount(self.group[rows, chosen][inside], self.membership[rows, chosen][inside], size)
+        right = np.bincount(self.group[rows, chosen][inside], membership[rows, chosen][inside], size)
         with np.errstate(divide="ignore", invalid="ignore"):
             accuracy: Floats = np.where(total > 0, np.clip(right / total, 0, 1), np.nan)
             worth: Floats = np.where(squares > 0, np.maximum(total, 0) ** 2 / squares, 0.0)
@@ -59,19 +60,23 @@ class ExpectedGroups:
 
     def average(self, predicted: Any) -> float:
         """The accuracy over all samples."""
-        return float(self.membership[np.arange(len(self.group)), np.asarray(predicted, np.int64)].mean())
+        rows, chosen = np.arange(len(self.group)), np.asarray(predicted, np.int64)
+        return float(np.mean([membership[rows, chosen].mean() for membership in self.memberships]))
 
     def worst(self, predicted: Any) -> float:
         """The expected accuracy of the worst group, see `expected_minimum`; what epochs and recipes are chosen by."""
-        accuracy, total, worth = self.table(predicted)
-        enough = total >= min(1.0, total.max())
-        return expected_minimum((accuracy * worth)[enough], worth[enough])
+        found = []
+        for estimate in range(len(self.memberships)):
+            accuracy, total, worth = self.table(predicted, estimate)
+            enough = total >= min(1.0, total.max())
+            found.append(expected_minimum((accuracy * worth)[enough], worth[enough]))
+        return float(np.mean(found))
 
     def by_class(self) -> ExpectedGroups:
         """The same samples with the classes as groups."""
-        classes = self.membership.shape[1]
+        classes = self.memberships[0].shape[1]
         index = np.repeat(np.arange(classes)[None], len(self.group), axis=0)
-        return ExpectedGroups(tuple(map(str, range(classes))), index, self.membership)
+        return ExpectedGroups(tuple(map(str, range(classes))), index, self.memberships)
 
 
 def expected_minimum(right: Any, total: Any) -> float:
@@ -97,8 +102,8 @@ def expected_groups(arbitration: Arbitration, data: Data) -> ExpectedGroups:
 
     Groups that were declared without the label are what they are. Those over the label and attributes that the
     arbitration knows are declared again for every possible class. Where they cannot be (they rest on something derived
-    from the label, such as a flag whether a colour is the label's own), each class has two groups: the samples whose
-    attribute speaks for it, p(k|s) > p(k), and the others.
+    from the label, such as a flag whether a colour is the label's own), and where the attribute was found, each class
+    has two groups: the samples whose attribute speaks for it, p(k|s) > p(k), and the others.
 
     Args:
         arbitration: with validation samples.
@@ -110,15 +115,24 @@ def expected_groups(arbitration: Arbitration, data: Data) -> ExpectedGroups:
     judged, validation = arbitration.validation, data.validation
     if judged is None or not np.array_equal(judged.ids, validation.ids):
         raise DataError("the validation samples are not those that were arbitrated: run arbitrate on these data")
-    groups = validation.groups
-    inverse = np.linalg.pinv(judged.noise, rcond=SINGULAR)[judged.given]
-    counted: Floats = np.asarray((inverse + judged.posterior) / 2, np.float64)
+    groups, memberships = validation.groups, _memberships(judged)
     if groups is not None and "label" not in groups.columns:
-        return ExpectedGroups(groups.names, np.repeat(groups.index[:, None], data.num_classes, axis=1), counted)
+        index = np.repeat(groups.index[:, None], data.num_classes, axis=1)
+        return ExpectedGroups(groups.names, index, memberships)
     others = [] if groups is None else [name for name in groups.columns if name != "label"]
-    if groups is not None and "label" in groups.columns and set(others) <= set(arbitration.attribute):
-        return ExpectedGroups(groups.names, _redeclared(validation), counted)
-    return _for_and_against(arbitration, judged, counted)
+    known = set(others) <= set(arbitration.attribute) and not arbitration.attribute_found
+    if groups is not None and "label" in groups.columns and known:
+        return ExpectedGroups(groups.names, _redeclared(validation), memberships)
+    return _for_and_against(arbitration, judged, memberships)
+
+
+def _memberships(judged: Judged) -> tuple[Floats, ...]:
+    """By the posterior, and by backward correction; where labels are right both are the label, and one is enough."""
+    if (judged.posterior == np.eye(judged.posterior.shape[1])[judged.given]).all():
+        return (judged.posterior,)
+    inverse = np.linalg.pinv(judged.noise, rcond=SINGULAR)
+    corrected = inverse[judged.given] if inverse.ndim == 2 else inverse[judged.stratum, judged.given]
+    return judged.posterior, np.asarray(corrected, np.float64)
 
 
 def _redeclared(validation: Data) -> Integers:
@@ -135,24 +149,25 @@ def _redeclared(validation: Data) -> Integers:
     return found
 
 
-def _for_and_against(arbitration: Arbitration, judged: Judged, counted: Floats) -> ExpectedGroups:
+def _for_and_against(arbitration: Arbitration, judged: Judged, memberships: tuple[Floats, ...]) -> ExpectedGroups:
     """Each class by whether the attribute speaks for it; what has too few samples to be judged is put together."""
     classes = len(arbitration.classes)
     everyone = np.repeat(np.arange(classes)[None], len(judged.stratum), axis=0)
     if len(arbitration.strata) == 1:
-        return ExpectedGroups(arbitration.classes, everyone, counted)
+        return ExpectedGroups(arbitration.classes, everyone, memberships)
     marginal = arbitration.counts.sum(axis=0) / arbitration.counts.sum()
     speaks_for = (arbitration.prior > marginal)[judged.stratum].astype(np.int64)
     sides = ("against", "for")
     names = [f"{name}, attribute {side}" for name in arbitration.classes for side in sides]
     names += [f"classes of few samples, attribute {side}" for side in sides]
-    apart = ExpectedGroups(tuple(names), 2 * everyone + speaks_for, counted)
+    apart = ExpectedGroups(tuple(names), 2 * everyone + speaks_for, memberships)
     few = apart.table(judged.given)[2] < MINIMUM
-    return ExpectedGroups(apart.names, np.where(few[apart.group], 2 * classes + speaks_for, apart.group), counted)
+    group = np.where(few[apart.group], 2 * classes + speaks_for, apart.group)
+    return ExpectedGroups(apart.names, group, memberships)
 
 
 def expected_rule(rule: SelectionRule, groups: ExpectedGroups) -> SelectionRule:
-    """A rule of selection by name, as it reads validation labels through the noise matrix; any other rule as it is."""
+    """A rule of selection by name, as it reads validation labels under arbitration; any other rule as it is."""
     scores = {"average": groups.average, "worst_group": groups.worst, "worst_class": groups.by_class().worst}
     if rule.name not in scores or RULES.get(rule.name) is not rule:
         return rule
@@ -160,7 +175,7 @@ def expected_rule(rule: SelectionRule, groups: ExpectedGroups) -> SelectionRule:
     return SelectionRule(
         rule.name + EXPECTED,
         rule.score,
-        rule.consumes + ", through the noise matrix that arbitration found",
+        rule.consumes + ", with the noise that arbitration found taken out",
         rule.needs_groups,
         score_logits=lambda logits: score(logits.argmax(1).numpy()),
     )

@@ -15,14 +15,14 @@ from limbeck.arbitration.model import Fit, Floats, Integers
 from limbeck.arbitration.result import Arbitration, Judged
 from limbeck.arbitration.strata import Strata, protected_rows, strata_of
 from limbeck.errors import ConfigError, TeacherError, unknown_name
-from limbeck.recipe import WITNESSES
+from limbeck.recipe import SHORTCUTS, WITNESSES
 from limbeck.teachers import Teacher, as_teacher, collect, require
 from limbeck.training import derive_seed
 
 if TYPE_CHECKING:
     from limbeck.data import Data
 
-NOISES = ("shared", "per_group")
+NOISES = ("auto", "shared", "per_group")
 BY_HEART = "not heard: it has learned the training labels by heart; through its eyes those of validation are wronger"
 STARTS = (0.9, 0.75, 0.6, 0.4)
 """Shares of right labels that the search for the noise begins from."""
@@ -38,6 +38,10 @@ PROFILED = 4_000
 """Samples that the profile of the noise rate is taken on, at most."""
 NATS = 1.92
 """Half the .95 quantile of χ² with one degree of freedom: how far a log likelihood may fall inside an interval."""
+CHANCE = 3.0
+"""Standard errors by which little noise must be ahead of none, and rates of their own of one for all."""
+LITTLE = 0.05
+"""A share of wrong labels that is only believed where it is surely there."""
 WIDE = 0.15
 ANCHOR = 0.9
 
@@ -52,12 +56,13 @@ def arbitrate(
     folds: int = 2,
     rounds: int = 5,
     gamma: float = 0.7,
-    noise: str = "shared",
+    noise: str = "auto",
     repeats: int = 2,
     bootstrap: int = 20,
     protect: Mapping[str, float] | Sequence[str] | None = None,
     tolerance: float = 0.01,
     witness: str = "auto",
+    shortcut: str = "auto",
     seed: int = 0,
 ) -> Arbitration:
     """What the true class of every training sample is, and how sure that is.
@@ -79,13 +84,18 @@ def arbitrate(
         folds: of the cross-fitting.
         rounds: how often what was found is tried again, at most; fewer where labels get no likelier by it.
         gamma: how far the weights even out the cells (attribute, class), 0 to 1; .7 was good throughout.
-        noise: `shared`, or `per_group` for a matrix of each value of the attribute, shrunk to the shared one.
+        noise: `shared` for one matrix; `per_group` for one of each value of the attribute, shrunk to the shared one;
+            `auto` for the shared one with a rate for each value, where labels are likelier by it than by chance, and
+            else `shared`.
         repeats: divisions into folds in the last round; their evidence is averaged.
         bootstrap: replicates behind the spread of posterior, noise and scale.
         protect: classes or groups by name, with the share of them that may be corrected; a list stands for 0.
         tolerance: mean total variation between rounds below which it has converged.
         witness: `auto` hears a teacher unless it has learned the training labels by heart, `always` hears it in any
             case, `never` does not.
+        shortcut: what the cells that the weights even out are made of beside the class: `declared` has nothing where no
+            attribute is named or declared, `found` takes the class that a network learns first, whatever is declared,
+            `auto` takes that where none is named or declared. Noise and posterior are then those without an attribute.
         seed: of folds, judges and bootstrap.
 
     Returns:
@@ -94,7 +104,7 @@ def arbitrate(
     Raises:
         LimbeckError: for what does not fit, before any training.
     """
-    _check(rounds, gamma, noise, witness, repeats, bootstrap)
+    _check(rounds, gamma, noise, witness, shortcut, attribute, repeats, bootstrap)
     kept = np.flatnonzero(data.split < 2)
     strata = strata_of(data, attribute).take(kept)
     if features is not None:
@@ -106,11 +116,14 @@ def arbitrate(
         raise TeacherError("the teacher is to be heard (witness: always), and none is given: pass teacher=…")
     seen, basis = evidence_data(part, as_judge(judge), source, features)
     court = CrossFit(seen, as_judge(judge), folds, seed, linear=basis == "teacher")
+    looked_for = shortcut == "found" or (shortcut == "auto" and attribute is None and not strata.columns)
+    if looked_for:
+        strata = strata_of(part, [])
     said = None if source is None or witness == "never" else _testimony(source, part, strata)
     guarded = protected_rows(part.train, protect)
 
     def searched(said: Floats | None) -> tuple[_Run, list[dict[str, Any]], bool]:
-        run = _Run(part, strata.index, len(strata.names), noise == "per_group", court, said)
+        run = _Run(part, strata.index, len(strata.names), noise, court, said)
         return run, *run.search(rounds, tolerance, repeats)
 
     run, history, converged = searched(said)
@@ -122,7 +135,14 @@ def arbitrate(
     for rows, cap in guarded.values():
         target, pinned = model.hold_back(target, run.given, rows, cap)
         held |= pinned
-    counts = model.soft_counts(target, run.stratum, run.strata)
+    stratum, prior, validation = run.stratum, run.prior, run.judged_validation()
+    counts = model.soft_counts(target, stratum, run.strata)
+    if looked_for:
+        # It says which cells to even out, not who is wrong: what a network learns late looks like noise beside it.
+        stratum, beside = court.first_learned()
+        counts = model.soft_counts(target, stratum, part.num_classes)
+        prior = model.normalised(counts)
+        validation = None if validation is None or beside is None else replace(validation, stratum=beside)
     spread, rates, scales = run.bootstrap(bootstrap, derive_seed(seed, "bootstrap"))
     profile = run.profile()
     train = part.train
@@ -132,13 +152,14 @@ def arbitrate(
         classes=tuple(map(str, data.classes)),
         given=run.given,
         attribute=strata.columns,
-        strata=strata.names,
-        stratum=run.stratum,
+        attribute_found=looked_for,
+        strata=tuple(map(str, data.classes)) if looked_for else strata.names,
+        stratum=stratum,
         log_evidence=run.best.evidence,
         posterior=run.fit.posterior,
         targets=target,
         spread=spread,
-        prior=run.prior,
+        prior=prior,
         counts=counts,
         noise=run.fit.noise,
         noise_by_stratum=run.fit.by_stratum,
@@ -158,15 +179,21 @@ def arbitrate(
         teacher=heard,
         protected={name: cap for name, (_, cap) in guarded.items()},
         held_back=held,
-        validation=run.judged_validation(),
+        validation=validation,
     )
 
 
-def _check(rounds: int, gamma: float, noise: str, witness: str, repeats: int, bootstrap: int) -> None:
+def _check(
+    rounds: int, gamma: float, noise: str, witness: str, shortcut: str, attribute: Any, repeats: int, bootstrap: int
+) -> None:
     if noise not in NOISES:
         raise ConfigError(unknown_name("noise", noise, NOISES))
     if witness not in WITNESSES:
         raise ConfigError(unknown_name("witness", witness, WITNESSES))
+    if shortcut not in SHORTCUTS:
+        raise ConfigError(unknown_name("shortcut", shortcut, SHORTCUTS))
+    if shortcut == "found" and attribute is not None:
+        raise ConfigError("the attribute is named, and to be found (shortcut: found): leave out one of the two")
     if rounds < 1 or repeats < 1 or bootstrap < 2:
         raise ConfigError(
             f"arbitration needs a round, a division into folds and two replicates at least: found {rounds}, {repeats} "
@@ -214,7 +241,7 @@ class _Round:
     """What judges under one hypothesis about the noise say, and what follows from it.
 
     Attributes:
-        noise: what they took the matrix to be, one a sample where strata have their own.
+        noise: what they took the matrix to be, `[C, C]` or, where strata have their own, `[S, C, C]`.
         prior: p(k|s) under it `[S, C]`.
         trust: in the teacher.
         evidences: of the judges `[n, C]`, one a division into folds.
@@ -239,7 +266,7 @@ class _Run:
     """The search for the hypothesis under which the given labels of unseen samples are likeliest."""
 
     def __init__(
-        self, part: Data, stratum: Integers, strata: int, per_stratum: bool, court: CrossFit, said: Floats | None
+        self, part: Data, stratum: Integers, strata: int, noise: str, court: CrossFit, said: Floats | None
     ) -> None:
         training = part.split == 0
         self.part, self.court, self.strata, self.classes = part, court, strata, part.num_classes
@@ -247,7 +274,10 @@ class _Run:
         self.validation_given, self.validation_stratum = part.y[~training], stratum[~training]
         self.said = None if said is None else said[training]
         self.said_beside = None if said is None else said[~training]
-        self.own: dict[str, Any] = {"stratum": self.stratum, "strata": strata} if per_stratum else {}
+        self.shares = np.bincount(self.stratum, minlength=strata) / len(self.stratum)
+        self.try_rates = noise == "auto" and strata > 1
+        self.own: dict[str, Any] = {"stratum": self.stratum, "strata": strata} if noise == "per_group" else {}
+        """What the fit is told where strata have matrices of their own."""
         self.labels_right: _Round
         self.best: _Round
         self.gain: tuple[float, float]
@@ -267,71 +297,92 @@ class _Run:
         self.labels_right = max(tried, key=_likelihood)
         trust = self.labels_right.fit.trust
         history = [self._record(self.labels_right, "labels are right", None)]
-        best: _Round | None = None
+        noisy = []
         for diagonal in starts(self.classes):
-            here = self._hypothesis(model.symmetric(self.classes, diagonal), trust, f"start {diagonal}")
-            history.append(self._record(here, f"{diagonal:.0%} of labels are right", None))
-            best = here if best is None else max(best, here, key=_likelihood)
-        assert best is not None
+            noisy.append(self._hypothesis(model.symmetric(self.classes, diagonal), trust, f"start {diagonal}"))
+            history.append(self._record(noisy[-1], f"{diagonal:.0%} of labels are right", None))
+        best, moved = self._refined(max(noisy, key=_likelihood), "as found before", rounds, tolerance, history)
+        if self.try_rates:
+            self.own = {"stratum": self.stratum, "strata": self.strata, "tied": True}
+            apart = [replace(one, fit=self._fitted(one.evidence, one.prior, one.noise)) for one in noisy]
+            name = "a rate for each value of the attribute"
+            other, still = self._refined(max(apart, key=_likelihood), name, rounds, tolerance, history)
+            if self._surely_ahead(other, max(best, self.labels_right, key=_likelihood)):
+                best, moved = other, still
+            else:
+                self.own = {}
+        self.gain = self._gain(best)
+        # A few hard samples of a rare kind look like little noise, and would be corrected away.
+        little = self.rate(best.fit) < LITTLE
+        self.noisy = self.gain[0] > (CHANCE * self.gain[1] if little else 0)
+        self.best = self._repeated(best, repeats) if self.noisy else self.labels_right
+        self.fit, self.prior = self.best.fit, self.best.prior
+        return history, not self.noisy or moved < 5 * tolerance
+
+    def _refined(
+        self, best: _Round, name: str, rounds: int, tolerance: float, history: list[dict[str, Any]]
+    ) -> tuple[_Round, float]:
+        """What was found is tried as a hypothesis, again and again while labels get likelier; how far it moved last."""
         moved = 1.0
         for number in range(rounds):
             if self._gain(best)[0] < 0:
                 break
-            here = self._hypothesis(best.fit.noise, best.fit.trust, f"round {number}", best.fit.by_stratum)
-            history.append(self._record(here, "as found before", best))
+            here = self._hypothesis(best.fit.matrix, best.fit.trust, f"round {number}")
+            history.append(self._record(here, name, best))
             moved = history[-1]["moved"]
             ahead = here.fit.likelihood - best.fit.likelihood
             best = max(best, here, key=_likelihood)
             if moved < tolerance or ahead * len(self.given) < LEAST_GAIN:
                 break
-        self.gain = self._gain(best)
-        self.noisy = self.gain[0] > 0
-        self.best = self._repeated(best, repeats) if self.noisy else self.labels_right
-        self.fit, self.prior = self.best.fit, self.best.prior
-        return history, not self.noisy or moved < 5 * tolerance
+        return best, moved
 
-    def _hypothesis(self, noise: Floats, trust: float, name: str, own: Floats | None = None) -> _Round:
-        """Judges under a noise matrix (one for each stratum where `own` has them), and the fit to what they say."""
-        prior = self._prior(noise, own)
-        evidence, validation = self._judged(noise, own, prior, trust, name, 0)
-        fitted = self._fitted(evidence, prior, noise)
-        return _Round(noise if own is None else own, prior, trust, [evidence], validation, fitted)
+    def _surely_ahead(self, apart: _Round, best: _Round) -> bool:
+        """Whether rates of their own explain the labels better than that costs (BIC), and than chance (Vuong's test).
+
+        The samples of a small group are harder to judge, which alone looks a little like noise there.
+        """
+        gains = apart.fit.log_likelihood - best.fit.log_likelihood
+        price = np.log(len(gains)) * (self.strata - 1) / 2
+        return bool(gains.sum() > max(price, CHANCE * np.sqrt(len(gains)) * gains.std()))
+
+    def _hypothesis(self, noise: Floats, trust: float, name: str) -> _Round:
+        """Judges under a noise matrix, one or one a stratum, and the fit to what they say."""
+        prior = self._prior(noise)
+        evidence, validation = self._judged(noise, prior, trust, name, 0)
+        return _Round(noise, prior, trust, [evidence], validation, self._fitted(evidence, prior, noise))
 
     def _judged(
-        self, noise: Floats, own: Floats | None, prior: Floats, trust: float, name: str, partition: int
+        self, noise: Floats, prior: Floats, trust: float, name: str, partition: int
     ) -> tuple[Floats, Floats | None]:
         offsets = np.log(prior)[self.stratum]
         if self.said is not None:
             offsets = offsets + trust * self.said
-        likely = model.columns(noise if own is None else own[self.stratum], self.given)
-        return self.court.evidence(offsets, likely, name, partition)
+        return self.court.evidence(offsets, model.columns(noise, self.given, self.stratum), name, partition)
 
     def _fitted(self, evidence: Floats, prior: Floats, noise: Floats) -> Fit:
         """Where the judges took labels as right, so does the fit."""
         here = prior[self.stratum]
         if np.array_equal(noise, np.eye(self.classes)):
             return model.without_noise(evidence, here, self.given, witness=self.said)
-        return model.fit(evidence, here, self.given, noise, witness=self.said, **self.own)
+        start = noise if noise.ndim == 2 else np.tensordot(self.shares, noise, 1)
+        return model.fit(evidence, here, self.given, start, witness=self.said, **self.own)
 
-    def _prior(self, noise: Floats, own: Floats | None) -> Floats:
+    def _prior(self, noise: Floats) -> Floats:
         """p(k|s) as the given labels have it once the noise is taken out of them, plus one sample a cell.
 
         Not the shares of the posterior: those lose a rare class a little in every round, until it is gone.
         """
         given = model.soft_counts(np.eye(self.classes)[self.given], self.stratum, self.strata, pseudo=model.TINY)
         samples = given.sum(axis=1, keepdims=True)
-        shares = given / samples
-        if own is None:
-            return model.normalised(model.unmix(shares, noise) * samples + 1)
-        unmixed = np.stack([model.unmix(share[None], matrix)[0] for share, matrix in zip(shares, own, strict=True)])
-        return model.normalised(unmixed * samples + 1)
+        matrices = np.broadcast_to(noise, (self.strata, self.classes, self.classes))
+        unmixed = [model.unmix(share[None], one)[0] for share, one in zip(given / samples, matrices, strict=True)]
+        return model.normalised(np.stack(unmixed) * samples + 1)
 
     def _repeated(self, best: _Round, repeats: int) -> _Round:
         """The same judges with other divisions into folds; their evidence is averaged."""
-        shared, own = (best.noise, None) if best.noise.ndim == 2 else (best.fit.noise, best.noise)
         every, beside = list(best.evidences), [best.validation]
         for repeat in range(1, repeats):
-            evidence, validation = self._judged(shared, own, best.prior, best.trust, f"repeat {repeat}", repeat)
+            evidence, validation = self._judged(best.noise, best.prior, best.trust, f"repeat {repeat}", repeat)
             every.append(evidence)
             beside.append(validation)
         mean = np.asarray(np.mean(every, axis=0))
@@ -348,20 +399,18 @@ class _Run:
         evidence = self.best.validation
         if evidence is None or self.said_beside is None or not self.fit.trust:
             return False
-        prior, rate = self.prior[self.validation_stratum], model.noise_rate(self.fit.noise)
-        logs = [
-            max(
-                model.likelihood(
-                    scale * evidence + trust * self.said_beside,
-                    prior,
-                    model.with_rate(self.fit.noise, tried),
-                    self.validation_given,
-                )
-                for scale in HEART_SCALES
-                for trust in HEART_TRUSTS
-            )
-            for tried in (rate, *(other for other in HEART_RATES if other > rate + 0.02))
+        log_prior = np.log(self.prior)[self.validation_stratum]
+        known = [
+            model.softmax(scale * evidence + trust * self.said_beside + log_prior)
+            for scale in HEART_SCALES
+            for trust in HEART_TRUSTS
         ]
+        matrix, rate = self.fit.matrix, model.noise_rate(self.fit.matrix, self.shares)
+        logs = []
+        for tried in (rate, *(other for other in HEART_RATES if other > rate + 0.02)):
+            noise = model.with_rate(matrix, tried, self.shares)
+            likely = model.columns(noise, self.validation_given, self.validation_stratum)
+            logs.append(max(model.likelihood(q, likely) for q in known))
         return max(logs) - logs[0] > SURE_NATS
 
     def _gain(self, best: _Round) -> tuple[float, float]:
@@ -445,16 +494,16 @@ class _Run:
         ids, q = self.part.validation.ids, model.softmax(known + np.log(self.prior[stratum]))
         if not self.noisy:
             return Judged(ids, given, stratum, np.eye(self.classes)[given], q, np.eye(self.classes), 1.0)
-        rate = model.noise_rate(self.fit.noise)
         shares, likelihoods = (0.0, 0.25, 0.5, 0.75, 1.0), []
+        rate = model.noise_rate(self.fit.matrix, self.shares)
         for share in shares:
-            matrix = model.with_rate(self.fit.noise, share * rate)
-            likelihoods.append(float(np.log(np.maximum((q * model.columns(matrix, given)).sum(axis=1), 1e-12)).sum()))
+            matrix = model.with_rate(self.fit.matrix, share * rate, self.shares)
+            likelihoods.append(model.likelihood(q, model.columns(matrix, given, stratum)))
         best = int(np.argmax(likelihoods))
         # As noisy as training, unless the labels say otherwise.
         share = shares[best] if likelihoods[best] > likelihoods[-1] + NATS else 1.0
-        matrix = self.fit.noise if share == 1.0 else model.with_rate(self.fit.noise, share * rate)
-        found = model.posterior(known, self.prior[stratum], matrix, given)
+        matrix = self.fit.matrix if share == 1.0 else model.with_rate(self.fit.matrix, share * rate, self.shares)
+        found = model.normalised(q * model.columns(matrix, given, stratum) + model.TINY)
         return Judged(ids, given, stratum, found, q, matrix, share)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from limbeck.loop import Stage, train_stage
 from limbeck.models import CNN, MLP
 from limbeck.predict import InputReader, batched_logits
 from limbeck.recipe import Recipe, Term
-from limbeck.selection import SelectionRule
+from limbeck.selection import RULES, SelectionRule
 from limbeck.teachers import Teacher, collect, require
 from limbeck.training import Training, derive_seed
 
@@ -30,6 +30,8 @@ BASES = ("auto", "raw", "features", "teacher")
 STEPS = 240
 """Gradient steps that a judge makes at least; the fold that it does not learn from says which epoch is kept."""
 EPOCHS, MOST_EPOCHS = 5, 60
+FIRST_STEPS = 20
+"""Gradient steps after which a network has learned what is learned first."""
 WIDTH = 128
 TONED = (0.125, 0.25, 0.5, 1.0)
 """Scales of the evidence at which an epoch is judged; the best counts."""
@@ -185,12 +187,46 @@ class CrossFit:
                 beside.append(softmax(_outputs(model, self.validation)))
         return found, np.log(np.mean(beside, axis=0) + TINY) if beside else None
 
-    def _trained(self, data: Data, loss: Callable[..., Tensor], rule: SelectionRule, name: str) -> nn.Module:
+    def first_learned(self) -> tuple[Integers, Integers | None]:
+        """Which class a network names after its first steps, of training `[n]` and validation samples `[m]` or None.
+
+        A shortcut is learned first (Nam et al., arXiv 2007.02561; JTT, arXiv 2107.09044, and DeTT find error sets so),
+        and wrong labels last (Arpit et al., arXiv 1706.05394). Each sample is named by a network that has not seen its
+        label.
+        """
+        found, beside = np.empty(len(self.train), np.int64), []
+        for number, (held, data) in enumerate(self.parts(0)):
+            used = np.flatnonzero(data.split == 0)
+            training = self.judge.training(len(used))
+            most = FIRST_STEPS * training.batch_size
+            if len(used) > most:
+                rng = np.random.default_rng(derive_seed(self.seed, "first", number))
+                used = np.sort(rng.choice(used, most, replace=False))
+                split = np.full(len(data), 2, np.int8)
+                split[used], split[held] = 0, 1
+                data = data.replace(split=split)
+            training = replace(training, epochs=math.ceil(FIRST_STEPS / math.ceil(len(used) / training.batch_size)))
+            right = torch.from_numpy(np.log(np.eye(data.num_classes) + TINY)[data.y[used]]).float()
+            loss = likelihood_of(torch.zeros_like(right), right)
+            model = self._trained(data, loss, RULES["last"], f"first, fold {number}", training)
+            found[held] = _outputs(model, data.validation).argmax(axis=1)
+            if self.validation is not None:
+                beside.append(softmax(_outputs(model, self.validation)))
+        return found, np.mean(beside, axis=0).argmax(axis=1) if beside else None
+
+    def _trained(
+        self,
+        data: Data,
+        loss: Callable[..., Tensor],
+        rule: SelectionRule,
+        name: str,
+        training: Training | None = None,
+    ) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, name))
             model = self.judge.build(data, self.linear)
             count = len(data.train)
-            training = self.judge.training(count)
+            training = training or self.judge.training(count)
             recipe = Recipe([Term(loss)], name="judge")
             context = {"classes": data.num_classes, "samples": count, "epochs": training.epochs}
             stage = Stage(name, model, recipe, training, data, self.seed, rule, [{}], context, {"stage": name})

@@ -44,7 +44,7 @@ class Fit:
         scale: of the log evidence.
         trust: of the teacher's, 0 without one.
         noise: `[C, C]`, row the true class, column the given one.
-        by_stratum: `[S, C, C]`, shrunk to `noise`, or None where one matrix serves all.
+        by_stratum: `[S, C, C]`, or None where one matrix serves all.
         class_probability: q `[n, C]`, before the label is looked at.
         posterior: a `[n, C]`.
         log_likelihood: log Σ_k q_i(k) N[k, ỹ_i] of each sample `[n]`, nats.
@@ -59,6 +59,11 @@ class Fit:
     posterior: Floats
     log_likelihood: Floats
     likelihood: float
+
+    @property
+    def matrix(self) -> Floats:
+        """What the labels are judged by: `by_stratum` where there is one, else `noise`."""
+        return self.noise if self.by_stratum is None else self.by_stratum
 
     def combined(self, log_evidence: Floats, witness: Floats | None) -> Floats:
         """All that is known before attribute and label: scale·log e + trust·log t `[n, C]`."""
@@ -101,10 +106,10 @@ def posterior(log_evidence: Floats, prior: Floats, noise: Floats, given: Integer
         return softmax(scale * log_evidence + np.log(prior) + np.log(columns(noise, given)))
 
 
-def columns(noise: Floats, given: Integers) -> Floats:
-    """N[k, ỹ_i] for every sample and class, `[n, C]`."""
+def columns(noise: Floats, given: Integers, stratum: Integers | None = None) -> Floats:
+    """N[k, ỹ_i] for every sample and class, `[n, C]`; of `[S, C, C]` that of each sample's stratum."""
     if noise.ndim == 3:
-        return np.asarray(noise[np.arange(len(given)), :, given])
+        return np.asarray(noise[np.arange(len(given)) if stratum is None else stratum, :, given])
     return np.asarray(noise[:, given].T)
 
 
@@ -151,6 +156,7 @@ def expected_noise(
     *,
     stratum: Integers | None = None,
     strata: int = 1,
+    tied: bool = False,
     shrinkage: float = 100.0,
     weights: Floats | None = None,
     steps: int = 30,
@@ -159,7 +165,8 @@ def expected_noise(
     """The noise matrix by EM, with what each sample is before its label is looked at held fixed.
 
     A stratum's matrix is the mode under a Dirichlet prior centred on the pooled one and worth `shrinkage` samples of
-    each class: where a stratum has few samples of a class, it says what all say.
+    each class: where a stratum has few samples of a class, it says what all say. Tied, strata differ only in how many
+    of their labels are wrong: each has the pooled matrix with its rates times one number.
 
     Args:
         class_probability: q `[n, C]`.
@@ -167,6 +174,7 @@ def expected_noise(
         start: `[C, C]`.
         stratum: `[n]`, where every stratum has its own matrix.
         strata: how many.
+        tied: one number a stratum, not a matrix.
         shrinkage: samples of a class that the pooled matrix is worth.
         weights: of samples `[n]`, for a bootstrap.
         steps: of EM.
@@ -176,15 +184,20 @@ def expected_noise(
         N `[C, C]`, and `[S, C, C]` or None.
     """
     classes = class_probability.shape[1]
-    labels = np.eye(classes)[given]
-    labels = labels if weights is None else labels * weights[:, None]
+    mass = np.ones(len(given)) if weights is None else weights
+    labels = np.eye(classes)[given] * mass[:, None]
     noise, own = start, None if stratum is None else np.repeat(start[None], strata, axis=0)
     for _ in range(steps):
-        likely = columns(noise if own is None or stratum is None else own[stratum], given)
+        likely = columns(noise if own is None else own, given, stratum)
         joint = class_probability * likely
         joint = joint / np.maximum(joint.sum(axis=1, keepdims=True), TINY)
         noise = normalised(joint.T @ labels + pseudo)
-        if stratum is not None:
+        if stratum is not None and tied:
+            wrong = mass * (1 - joint[np.arange(len(given)), given])
+            usual = mass * (joint @ (1 - np.diagonal(noise)))
+            times = (np.bincount(stratum, wrong, strata) + pseudo) / (np.bincount(stratum, usual, strata) + pseudo)
+            own = with_rates(noise, times * noise_rate(noise))
+        elif stratum is not None:
             tables = np.stack([joint[stratum == s].T @ labels[stratum == s] for s in range(strata)])
             own = normalised(tables + shrinkage * noise)
     return noise, own
@@ -219,7 +232,7 @@ def fit(
     witness: Floats | None = None,
     stratum: Integers | None = None,
     strata: int = 1,
-    shrinkage: float = 100.0,
+    tied: bool = False,
     weights: Floats | None = None,
     scales: Sequence[float] = SCALES,
     trusts: Sequence[float] = TRUSTS,
@@ -249,9 +262,9 @@ def fit(
                 noise, own, joint = np.eye(q.shape[1]), None, q * np.eye(q.shape[1])[given]
             else:
                 noise, own = expected_noise(
-                    q, given, start, stratum=stratum, strata=strata, shrinkage=shrinkage, weights=weights, steps=steps
+                    q, given, start, stratum=stratum, strata=strata, tied=tied, weights=weights, steps=steps
                 )
-                joint = q * columns(noise if own is None or stratum is None else own[stratum], given)
+                joint = q * columns(noise if own is None else own, given, stratum)
             total = np.maximum(joint.sum(axis=1), TINY)
             logs = np.log(total)
             found = np.eye(q.shape[1])[given] if start is None else joint / total[:, None]
@@ -284,30 +297,39 @@ def without_noise(
     return fit(log_evidence, prior, given, None, witness=witness, scales=scales)
 
 
-def likelihood(evidence: Floats, prior: Floats, noise: Floats, given: Integers) -> float:
-    """Σ_i log Σ_k softmax(evidence_i + log p_i)_k N[k, ỹ_i], nats; arguments as for `posterior`."""
-    q = softmax(evidence + np.log(np.maximum(prior, TINY)))
-    return float(np.log(np.maximum((q * columns(noise, given)).sum(axis=1), TINY)).sum())
+def likelihood(class_probability: Floats, likely: Floats) -> float:
+    """Σ_i log Σ_k q_i(k) N[k, ỹ_i], nats, of q `[n, C]` and what `columns` says."""
+    return float(np.log(np.maximum((class_probability * likely).sum(axis=1), TINY)).sum())
 
 
 def noise_rate(noise: Floats, shares: Floats | None = None) -> float:
-    """The share of wrong labels, 1 - Σ_k π_k N[k, k]; classes count alike where no shares are given."""
-    diagonal = np.diagonal(noise, axis1=-2, axis2=-1)
-    return float(1 - (diagonal.mean() if shares is None else diagonal @ shares))
+    """The share of wrong labels where classes count alike; of `[S, C, C]` the mean, strata by their shares `[S]`."""
+    rates = 1 - np.diagonal(noise, axis1=-2, axis2=-1).mean(axis=-1)
+    return float(rates.mean() if shares is None or noise.ndim == 2 else rates @ shares)
 
 
-def with_rate(noise: Floats, rate: float) -> Floats:
+def with_rate(noise: Floats, rate: float, shares: Floats | None = None) -> Floats:
     """The matrix whose wrong labels go where those of `noise` go, but whose mean rate is another one, `[C, C]`.
 
-    Rows keep their rates' proportions, cut so that no row is wrong more often than always.
+    Rows keep their rates' proportions, cut so that no row is wrong more often than always; so do several matrices
+    `[S, C, C]`, whose strata have these `shares`.
     """
+    if noise.ndim == 2:
+        return np.asarray(with_rates(noise, np.array([rate]))[0])
+    mean = noise_rate(noise, shares)
+    rates = [rate * noise_rate(one) / mean if mean > TINY else rate for one in noise]
+    return np.stack([with_rate(one, own) for one, own in zip(noise, rates, strict=True)])
+
+
+def with_rates(noise: Floats, rates: Floats) -> Floats:
+    """`with_rate` of one matrix for several rates `[S]`: `[S, C, C]`."""
     classes = len(noise)
     off = noise * (1 - np.eye(classes))
     rows = off.sum(axis=1)
     pattern = np.where(rows[:, None] > TINY, off / np.maximum(rows[:, None], TINY), symmetric(classes, 0.0))
     share = rows / rows.mean() if rows.mean() > 1e-6 else np.ones(classes)
-    wanted = np.clip(rate * share, 0.0, 0.999)
-    return np.asarray(np.diag(1 - wanted) + wanted[:, None] * pattern)
+    wanted = np.clip(rates[:, None] * share, 0.0, 0.999)
+    return np.asarray((1 - wanted)[:, :, None] * np.eye(classes) + wanted[:, :, None] * pattern)
 
 
 def rate_profile(
@@ -336,9 +358,9 @@ def rate_profile(
         scales: of the evidence.
         steps: of EM for the prior.
     """
-    profile = []
+    profile, shares = [], np.bincount(stratum, minlength=strata) / len(stratum)
     for rate in rates:
-        likely = columns(with_rate(found.noise, rate), given)
+        likely = columns(with_rate(found.matrix, rate, shares), given, stratum)
         best = -np.inf
         for scale in scales:
             boost, here = np.exp(scale * (log_evidence - log_evidence.max(axis=1, keepdims=True))), prior

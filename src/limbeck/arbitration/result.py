@@ -29,7 +29,7 @@ class Judged:
         stratum: `[m]`.
         posterior: `[m, C]`.
         before: what the judges and the attribute say before the label is looked at `[m, C]`.
-        noise: N as it holds for these labels `[C, C]`.
+        noise: N as it holds for these labels `[C, C]`, or of each stratum `[S, C, C]`.
         noise_share: their noise rate over that of the training labels: 1 where nothing speaks against it, 0 for clean.
     """
 
@@ -50,7 +50,9 @@ class Arbitration:
         ids: of the training samples `[n]`.
         classes: C names.
         given: ỹ `[n]`.
-        attribute: the columns whose product the strata are.
+        attribute: the columns whose product the strata are; none where none is known.
+        attribute_found: whether the strata were found, the class that a network learns first: then `stratum`, `prior`
+            and `counts` are about them, noise and posterior are not.
         strata: names of the S values of the attribute.
         stratum: s `[n]`.
         log_evidence: log e `[n, C]`, before it is scaled.
@@ -85,6 +87,7 @@ class Arbitration:
     classes: tuple[str, ...]
     given: Integers
     attribute: tuple[str, ...]
+    attribute_found: bool
     strata: tuple[str, ...]
     stratum: Integers
     log_evidence: Floats
@@ -178,6 +181,7 @@ class Arbitration:
             "samples": len(self.ids),
             "classes": list(self.classes),
             "attribute": list(self.attribute),
+            "attribute_found": self.attribute_found,
             "strata": list(self.strata),
             "basis": self.basis,
             "noise": self.noise.tolist(),
@@ -209,10 +213,11 @@ class Arbitration:
 
     def __repr__(self) -> str:
         low, high = self.noise_rate_interval
+        attribute = "what is learned first" if self.attribute_found else " × ".join(self.attribute) or "unknown"
         return "\n".join(
             [
-                f"Arbitration of {len(self.ids):,} samples, {len(self.classes)} classes, attribute "
-                f"{' × '.join(self.attribute) or 'unknown'} ({len(self.strata)} values), judge on {self.basis}",
+                f"Arbitration of {len(self.ids):,} samples, {len(self.classes)} classes, attribute {attribute} "
+                f"({len(self.strata)} values), judge on {self.basis}",
                 f"  wrong labels: {self.noise_rate:.1%} ({low:.1%} to {high:.1%}), {int(self.corrected.sum()):,} "
                 f"corrected, {int(self.uncertain.sum()):,} left open, {int(self.held_back.sum()):,} held back",
                 f"  {'converged' if self.converged else 'not converged'} in {len(self.history) - 1} rounds",
