@@ -414,6 +414,9 @@ def test_expected_groups_of_declared_groups_and_of_a_flag_that_rests_on_the_labe
     assert judged is not None
     np.testing.assert_array_equal(declared.memberships[0], judged.posterior)
     np.testing.assert_allclose(declared.memberships[1], np.linalg.inv(judged.noise)[judged.given])
+    sided = expected_groups(found, noisy.with_groups("side"))
+    assert sided.names == ("side=a", "side=b", "side=c")
+    np.testing.assert_allclose(sided.table(said)[1], np.bincount(noisy.validation.attributes["side"].codes))
     flag = np.where(noisy.attributes["side"].codes == noisy.y, "own", "other")
     flagged = noisy.replace(attributes={"flag": flag}, groups=["label", "flag"])
     sides = expected_groups(found, flagged)

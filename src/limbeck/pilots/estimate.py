@@ -313,7 +313,8 @@ def _judges(asked: Arbitrate, data: Data, small: Data, teacher: Teacher | None) 
     # The loop judges the fold that it leaves out after every epoch.
     epoch = len(batch_bounds(inside, training.batch_size)) * step + (len(data.train) - inside) * a_sample
     afterwards = (len(data.train) - inside + len(data.validation)) * a_sample
-    alone = 1 + len(starts(data.num_classes)) + asked.rounds + REPEATS - 1
+    searched = asked.rounds * (2 if asked.noise == "auto" else 1)  # once more with rates of their own
+    alone = 1 + len(starts(data.num_classes)) + searched + REPEATS - 1
     heard = 0 if teacher is None or asked.witness == "never" else alone + 1
     again = asked.witness == "auto"  # where the teacher turns out to know the labels by heart
     trained = asked.folds * (heard + alone if heard and again else heard or alone)
