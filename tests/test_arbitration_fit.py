@@ -232,8 +232,7 @@ def test_a_matrix_of_each_group_where_one_group_is_mislabelled() -> None:
     one = inject.label_noise(by_side, rate=0.0, group={"side=b": 0.4}, seed=1).with_groups(["label", "side"])
     found = arbitrate(one, judge=LINEAR, rounds=3, repeats=1, noise="per_group")
     assert found.noise_by_stratum is not None
-    wrong = 1 - found.posterior[np.arange(len(found.given)), found.given]
-    rates = {name: wrong[found.stratum == place].mean() for place, name in enumerate(found.strata)}
+    rates = found.noise_rates
     assert rates["side=b"] == pytest.approx(0.4, abs=0.06)
     assert max(rates["side=a"], rates["side=c"]) < 0.03
 
@@ -247,12 +246,13 @@ def test_a_rate_of_each_group_is_found_where_they_differ_and_only_there(noisy: l
     data = one_side_mislabelled()
     apart = arbitrate(data, judge=LINEAR, rounds=3, repeats=1)
     assert apart.noise_by_stratum is not None
-    wrong = 1 - apart.posterior[np.arange(len(apart.given)), apart.given]
-    np.testing.assert_allclose([wrong[apart.stratum == place].mean() for place in range(3)], [0, 0.4, 0], atol=0.05)
+    assert apart.noise_rates == pytest.approx({"side=a": 0, "side=b": 0.4, "side=c": 0}, abs=0.05)
+    assert f"side=b {apart.noise_rates['side=b']:.1%}" in repr(apart)
     right = (apart.posterior.argmax(axis=1) == data.train.columns["true_label"]).mean()
     assert right > 0.95 > (data.train.y == data.train.columns["true_label"]).mean()
     # Noise that is the same everywhere, and none, need no rates of their own.
     assert found.noise_by_stratum is None
+    assert not found.noise_rates
     assert found.history[-1]["hypothesis"] == "a rate for each value of the attribute"
     assert arbitrate(make(0.0), judge=LINEAR, rounds=2, repeats=1).noise_by_stratum is None
 
@@ -303,6 +303,8 @@ def test_where_no_attribute_is_known_what_is_learned_first_says_which_cells_to_e
     against = groups.group[np.arange(len(judged.given)), judged.stratum] % 2
     assert against.all()  # the class that it names is the one that it speaks for
     assert expected_groups(without, data).names == data.groups.names
+    per_group = arbitrate(data, judge=LINEAR, rounds=1, repeats=1, noise="per_group")
+    assert per_group.to_dict()["noise_by_stratum"] is None  # nothing is known to have a matrix of its own
     assert not arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1).attribute_found
     assert arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1, shortcut="found").attribute_found
 

@@ -241,7 +241,9 @@ def believed(arbitration: Arbitration) -> str:
     """What the scores assume about validation labels."""
     judged = arbitration.validation
     share = 1.0 if judged is None else judged.noise_share
+    rates = ", ".join(f"{name} {rate:.0%}" for name, rate in arbitration.noise_rates.items())
     text = (
-        f"taken to be wrong {share:g} times as often as training labels ({arbitration.noise_rate:.1%}), in the same way"
+        f"taken to be wrong {share:g} times as often as training labels ({arbitration.noise_rate:.1%}"
+        f"{'; ' if rates else ''}{rates}), in the same way"
     )
     return text if arbitration.identifiable else f"{text}; {arbitration.reason}"

@@ -275,8 +275,10 @@ class _Run:
         self.said = None if said is None else said[training]
         self.said_beside = None if said is None else said[~training]
         self.shares = np.bincount(self.stratum, minlength=strata) / len(self.stratum)
-        self.try_rates = noise == "auto" and strata > 1
-        self.own: dict[str, Any] = {"stratum": self.stratum, "strata": strata} if noise == "per_group" else {}
+        several = strata > 1
+        self.try_rates = several and noise == "auto"
+        apart = several and noise == "per_group"
+        self.own: dict[str, Any] = {"stratum": self.stratum, "strata": strata} if apart else {}
         """What the fit is told where strata have matrices of their own."""
         self.labels_right: _Round
         self.best: _Round

@@ -140,6 +140,16 @@ class Arbitration:
         return np.asarray(weights / mass[:, None]), np.minimum(mass, heaviest)
 
     @property
+    def noise_rates(self) -> dict[str, float]:
+        """The expected share of wrong labels for every value of the attribute; empty where one matrix serves all."""
+        if self.noise_by_stratum is None:
+            return {}
+        wrong = 1 - self.posterior[np.arange(len(self.given)), self.given]
+        size = len(self.strata)
+        means = np.bincount(self.stratum, wrong, size) / np.maximum(np.bincount(self.stratum, minlength=size), 1)
+        return dict(zip(self.strata, means.tolist(), strict=True))
+
+    @property
     def corrected(self) -> NDArray[np.bool_]:
         """Samples whose target is another class than the given one, `[n]`."""
         return np.asarray(self.targets.argmax(axis=1) != self.given)
@@ -189,6 +199,7 @@ class Arbitration:
             if self.noise_by_stratum is None
             else dict(zip(self.strata, self.noise_by_stratum.tolist(), strict=True)),
             "noise_rate": self.noise_rate,
+            "noise_rates": self.noise_rates,
             "noise_rate_interval": list(self.noise_rate_interval),
             "noise_rate_profile": [list(entry) for entry in self.noise_rate_profile],
             "evidence_scale": self.evidence_scale,
@@ -214,12 +225,14 @@ class Arbitration:
     def __repr__(self) -> str:
         low, high = self.noise_rate_interval
         attribute = "what is learned first" if self.attribute_found else " × ".join(self.attribute) or "unknown"
+        apart = ", ".join(f"{name} {rate:.1%}" for name, rate in self.noise_rates.items())
         return "\n".join(
             [
                 f"Arbitration of {len(self.ids):,} samples, {len(self.classes)} classes, attribute {attribute} "
                 f"({len(self.strata)} values), judge on {self.basis}",
                 f"  wrong labels: {self.noise_rate:.1%} ({low:.1%} to {high:.1%}), {int(self.corrected.sum()):,} "
                 f"corrected, {int(self.uncertain.sum()):,} left open, {int(self.held_back.sum()):,} held back",
+                *([f"  wrong by group: {apart}"] if apart else []),
                 f"  {'converged' if self.converged else 'not converged'} in {len(self.history) - 1} rounds",
                 f"  {self.reason}",
             ]
