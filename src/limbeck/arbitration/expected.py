@@ -131,7 +131,7 @@ def _memberships(judged: Judged) -> tuple[Floats, ...]:
     if (judged.posterior == np.eye(judged.posterior.shape[1])[judged.given]).all():
         return (judged.posterior,)
     inverse = np.linalg.pinv(judged.noise, rcond=SINGULAR)
-    corrected = inverse[judged.given] if inverse.ndim == 2 else inverse[judged.stratum, judged.given]
+    corrected = inverse[judged.given] if inverse.ndim == 2 else inverse[judged.noise_stratum, judged.given]
     return judged.posterior, np.asarray(corrected, np.float64)
 
 

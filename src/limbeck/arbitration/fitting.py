@@ -13,7 +13,7 @@ from limbeck.arbitration import model
 from limbeck.arbitration.judge import CrossFit, Judge, as_judge, evidence_data
 from limbeck.arbitration.model import Fit, Floats, Integers
 from limbeck.arbitration.result import Arbitration, Judged
-from limbeck.arbitration.strata import Strata, protected_rows, strata_of
+from limbeck.arbitration.strata import Strata, protected_rows, sides_by_loss, strata_of
 from limbeck.errors import ConfigError, TeacherError, unknown_name
 from limbeck.recipe import SHORTCUTS, WITNESSES
 from limbeck.teachers import Teacher, as_teacher, collect, require
@@ -119,24 +119,32 @@ def arbitrate(
     looked_for = shortcut == "found" or (shortcut == "auto" and attribute is None and not strata.columns)
     if looked_for:
         strata = strata_of(part, [])
-    said = None if source is None or witness == "never" else _testimony(source, part, strata)
     guarded = protected_rows(part.train, protect)
 
-    def searched(said: Floats | None) -> tuple[_Run, list[dict[str, Any]], bool]:
-        run = _Run(part, strata.index, len(strata.names), noise, court, said)
-        return run, *run.search(rounds, tolerance, repeats)
+    def searched(over: Strata, listening: bool) -> _Run:
+        said = _testimony(source, part, over) if listening and source is not None else None
+        run = _Run(part, over, noise, court, said)
+        run.search(rounds, tolerance, repeats)
+        return run
 
-    run, history, converged = searched(said)
-    heard = "no teacher" if source is None else "not asked" if said is None else "heard"
-    if said is not None and witness == "auto" and run.known_by_heart():
-        heard = BY_HEART
-        run, history, converged = searched(None)
+    listening = source is not None and witness != "never"
+    run = searched(strata, listening)
+    heard = "no teacher" if source is None else "heard" if listening else "not asked"
+    if listening and witness == "auto" and run.known_by_heart():
+        heard, listening = BY_HEART, False
+        run = searched(strata, listening)
+    if looked_for and noise == "auto":
+        sides = sides_by_loss(seen.x, part.split == 0, -run.labels_right.fit.log_likelihood, seen.feature_names)
+        if sides is not None:
+            apart = searched(sides, listening)
+            if apart.own and apart.noisy and apart.surely_ahead(apart.best, run.best):
+                run = apart
     target, held = run.fit.posterior, np.zeros(len(run.given), bool)
     for rows, cap in guarded.values():
         target, pinned = model.hold_back(target, run.given, rows, cap)
         held |= pinned
     stratum, prior, validation = run.stratum, run.prior, run.judged_validation()
-    counts = model.soft_counts(target, stratum, run.strata)
+    counts = model.soft_counts(target, stratum, len(run.strata.names))
     if looked_for:
         # It says which cells to even out, not who is wrong: what a network learns late looks like noise beside it.
         stratum, beside = court.first_learned()
@@ -163,14 +171,16 @@ def arbitrate(
         counts=counts,
         noise=run.fit.noise,
         noise_by_stratum=run.fit.by_stratum,
+        noise_strata=run.strata.names,
+        noise_stratum=run.stratum,
         noise_rate=run.rate(run.fit),
         noise_rate_interval=_interval(rates) if run.noisy else (0.0, float(rates.max())),
         noise_rate_profile=profile,
         evidence_scale=run.fit.scale,
         evidence_scale_interval=_interval(scales),
         gamma=gamma,
-        history=history,
-        converged=converged,
+        history=run.history,
+        converged=run.converged,
         noise_gain=run.gain,
         identifiable=identifiable,
         reason=reason,
@@ -265,51 +275,50 @@ class _Round:
 class _Run:
     """The search for the hypothesis under which the given labels of unseen samples are likeliest."""
 
-    def __init__(
-        self, part: Data, stratum: Integers, strata: int, noise: str, court: CrossFit, said: Floats | None
-    ) -> None:
-        training = part.split == 0
+    def __init__(self, part: Data, strata: Strata, noise: str, court: CrossFit, said: Floats | None) -> None:
+        training, stratum = part.split == 0, strata.index
         self.part, self.court, self.strata, self.classes = part, court, strata, part.num_classes
         self.given, self.stratum = part.y[training], stratum[training]
         self.validation_given, self.validation_stratum = part.y[~training], stratum[~training]
         self.said = None if said is None else said[training]
         self.said_beside = None if said is None else said[~training]
-        self.shares = np.bincount(self.stratum, minlength=strata) / len(self.stratum)
-        several = strata > 1
+        self.count = len(strata.names)
+        self.shares = np.bincount(self.stratum, minlength=self.count) / len(self.stratum)
+        several = self.count > 1
         self.try_rates = several and noise == "auto"
         apart = several and noise == "per_group"
-        self.own: dict[str, Any] = {"stratum": self.stratum, "strata": strata} if apart else {}
+        self.own: dict[str, Any] = {"stratum": self.stratum, "strata": self.count} if apart else {}
         """What the fit is told where strata have matrices of their own."""
+        self.history: list[dict[str, Any]] = []
+        """The record of each hypothesis."""
+        self.converged: bool
+        """Whether the posterior stopped moving."""
         self.labels_right: _Round
         self.best: _Round
         self.gain: tuple[float, float]
         self.noisy: bool
         self.fit: Fit
 
-    def search(self, rounds: int, tolerance: float, repeats: int) -> tuple[list[dict[str, Any]], bool]:
-        """Try that all labels are right, then several rates of noise, then again and again the noise just found.
-
-        Returns:
-            The record of each hypothesis, and whether the posterior stopped moving.
-        """
+    def search(self, rounds: int, tolerance: float, repeats: int) -> None:
+        """Try that all labels are right, then several rates of noise, then again and again the noise just found."""
         identity = np.eye(self.classes)
         tried = [self._hypothesis(identity, 0.0, "labels")]
         if tried[0].fit.trust:
             tried.append(self._hypothesis(identity, tried[0].fit.trust, "labels and teacher"))
         self.labels_right = max(tried, key=_likelihood)
         trust = self.labels_right.fit.trust
-        history = [self._record(self.labels_right, "labels are right", None)]
+        self.history = [self._record(self.labels_right, "labels are right", None)]
         noisy = []
         for diagonal in starts(self.classes):
             noisy.append(self._hypothesis(model.symmetric(self.classes, diagonal), trust, f"start {diagonal}"))
-            history.append(self._record(noisy[-1], f"{diagonal:.0%} of labels are right", None))
-        best, moved = self._refined(max(noisy, key=_likelihood), "as found before", rounds, tolerance, history)
+            self.history.append(self._record(noisy[-1], f"{diagonal:.0%} of labels are right", None))
+        best, moved = self._refined(max(noisy, key=_likelihood), "as found before", rounds, tolerance)
         if self.try_rates:
-            self.own = {"stratum": self.stratum, "strata": self.strata, "tied": True}
+            self.own = {"stratum": self.stratum, "strata": self.count, "tied": True}
             apart = [replace(one, fit=self._fitted(one.evidence, one.prior, one.noise)) for one in noisy]
             name = "a rate for each value of the attribute"
-            other, still = self._refined(max(apart, key=_likelihood), name, rounds, tolerance, history)
-            if self._surely_ahead(other, max(best, self.labels_right, key=_likelihood)):
+            other, still = self._refined(max(apart, key=_likelihood), name, rounds, tolerance)
+            if self.surely_ahead(other, max(best, self.labels_right, key=_likelihood)):
                 best, moved = other, still
             else:
                 self.own = {}
@@ -319,32 +328,30 @@ class _Run:
         self.noisy = self.gain[0] > (CHANCE * self.gain[1] if little else 0)
         self.best = self._repeated(best, repeats) if self.noisy else self.labels_right
         self.fit, self.prior = self.best.fit, self.best.prior
-        return history, not self.noisy or moved < 5 * tolerance
+        self.converged = not self.noisy or moved < 5 * tolerance
 
-    def _refined(
-        self, best: _Round, name: str, rounds: int, tolerance: float, history: list[dict[str, Any]]
-    ) -> tuple[_Round, float]:
+    def _refined(self, best: _Round, name: str, rounds: int, tolerance: float) -> tuple[_Round, float]:
         """What was found is tried as a hypothesis, again and again while labels get likelier; how far it moved last."""
         moved = 1.0
         for number in range(rounds):
             if self._gain(best)[0] < 0:
                 break
             here = self._hypothesis(best.fit.matrix, best.fit.trust, f"round {number}")
-            history.append(self._record(here, name, best))
-            moved = history[-1]["moved"]
+            self.history.append(self._record(here, name, best))
+            moved = self.history[-1]["moved"]
             ahead = here.fit.likelihood - best.fit.likelihood
             best = max(best, here, key=_likelihood)
             if moved < tolerance or ahead * len(self.given) < LEAST_GAIN:
                 break
         return best, moved
 
-    def _surely_ahead(self, apart: _Round, best: _Round) -> bool:
+    def surely_ahead(self, apart: _Round, best: _Round) -> bool:
         """Whether rates of their own explain the labels better than that costs (BIC), and than chance (Vuong's test).
 
         The samples of a small group are harder to judge, which alone looks a little like noise there.
         """
         gains = apart.fit.log_likelihood - best.fit.log_likelihood
-        price = np.log(len(gains)) * (self.strata - 1) / 2
+        price = np.log(len(gains)) * (self.count - 1) / 2
         return bool(gains.sum() > max(price, CHANCE * np.sqrt(len(gains)) * gains.std()))
 
     def _hypothesis(self, noise: Floats, trust: float, name: str) -> _Round:
@@ -374,9 +381,9 @@ class _Run:
 
         Not the shares of the posterior: those lose a rare class a little in every round, until it is gone.
         """
-        given = model.soft_counts(np.eye(self.classes)[self.given], self.stratum, self.strata, pseudo=model.TINY)
+        given = model.soft_counts(np.eye(self.classes)[self.given], self.stratum, self.count, pseudo=model.TINY)
         samples = given.sum(axis=1, keepdims=True)
-        matrices = np.broadcast_to(noise, (self.strata, self.classes, self.classes))
+        matrices = np.broadcast_to(noise, (self.count, self.classes, self.classes))
         unmixed = [model.unmix(share[None], one)[0] for share, one in zip(given / samples, matrices, strict=True)]
         return model.normalised(np.stack(unmixed) * samples + 1)
 
@@ -477,7 +484,7 @@ class _Run:
         values = model.rate_profile(
             self.fit.combined(self.best.evidence, self.said)[rows] / self.fit.scale,
             self.stratum[rows],
-            self.strata,
+            self.count,
             self.given[rows],
             self.fit,
             RATES,
@@ -495,7 +502,7 @@ class _Run:
         known = self.fit.combined(evidence, self.said_beside)
         ids, q = self.part.validation.ids, model.softmax(known + np.log(self.prior[stratum]))
         if not self.noisy:
-            return Judged(ids, given, stratum, np.eye(self.classes)[given], q, np.eye(self.classes), 1.0)
+            return Judged(ids, given, stratum, stratum, np.eye(self.classes)[given], q, np.eye(self.classes), 1.0)
         shares, likelihoods = (0.0, 0.25, 0.5, 0.75, 1.0), []
         rate = model.noise_rate(self.fit.matrix, self.shares)
         for share in shares:
@@ -506,7 +513,7 @@ class _Run:
         share = shares[best] if likelihoods[best] > likelihoods[-1] + NATS else 1.0
         matrix = self.fit.matrix if share == 1.0 else model.with_rate(self.fit.matrix, share * rate, self.shares)
         found = model.normalised(q * model.columns(matrix, given, stratum) + model.TINY)
-        return Judged(ids, given, stratum, found, q, matrix, share)
+        return Judged(ids, given, stratum, stratum, found, q, matrix, share)
 
 
 def _identified(run: _Run, profile: Sequence[tuple[float, float]]) -> tuple[bool, str]:

@@ -27,15 +27,17 @@ class Judged:
         ids: `[m]`.
         given: `[m]`.
         stratum: `[m]`.
+        noise_stratum: `[m]`, of the `noise_strata`.
         posterior: `[m, C]`.
         before: what the judges and the attribute say before the label is looked at `[m, C]`.
-        noise: N as it holds for these labels `[C, C]`, or of each stratum `[S, C, C]`.
+        noise: N as it holds for these labels `[C, C]`, or of each of the `noise_strata` `[S, C, C]`.
         noise_share: their noise rate over that of the training labels: 1 where nothing speaks against it, 0 for clean.
     """
 
     ids: Integers
     given: Integers
     stratum: Integers
+    noise_stratum: Integers
     posterior: Floats
     before: Floats
     noise: Floats
@@ -62,7 +64,9 @@ class Arbitration:
         prior: p(k|s) `[S, C]`.
         counts: expected samples n(s, k) `[S, C]`, plus 1.
         noise: N `[C, C]`, row the true class.
-        noise_by_stratum: `[S, C, C]`, or None.
+        noise_by_stratum: one of each of the `noise_strata` `[S, C, C]`, or None where one matrix serves all.
+        noise_strata: the strata, or where no attribute is known the two sides of a threshold in one feature.
+        noise_stratum: which of them `[n]`.
         noise_rate: expected share of wrong labels.
         noise_rate_interval: 95 % over the bootstrap.
         noise_rate_profile: (rate, nats below the best) where scale and prior may make up for the rate.
@@ -98,6 +102,8 @@ class Arbitration:
     counts: Floats
     noise: Floats
     noise_by_stratum: Floats | None
+    noise_strata: tuple[str, ...]
+    noise_stratum: Integers
     noise_rate: float
     noise_rate_interval: tuple[float, float]
     noise_rate_profile: list[tuple[float, float]]
@@ -141,13 +147,13 @@ class Arbitration:
 
     @property
     def noise_rates(self) -> dict[str, float]:
-        """The expected share of wrong labels for every value of the attribute; empty where one matrix serves all."""
+        """The expected share of wrong labels in each of the `noise_strata`; empty where one matrix serves all."""
         if self.noise_by_stratum is None:
             return {}
         wrong = 1 - self.posterior[np.arange(len(self.given)), self.given]
-        size = len(self.strata)
-        means = np.bincount(self.stratum, wrong, size) / np.maximum(np.bincount(self.stratum, minlength=size), 1)
-        return dict(zip(self.strata, means.tolist(), strict=True))
+        size, index = len(self.noise_strata), self.noise_stratum
+        means = np.bincount(index, wrong, size) / np.maximum(np.bincount(index, minlength=size), 1)
+        return dict(zip(self.noise_strata, means.tolist(), strict=True))
 
     @property
     def corrected(self) -> NDArray[np.bool_]:
@@ -197,7 +203,7 @@ class Arbitration:
             "noise": self.noise.tolist(),
             "noise_by_stratum": None
             if self.noise_by_stratum is None
-            else dict(zip(self.strata, self.noise_by_stratum.tolist(), strict=True)),
+            else dict(zip(self.noise_strata, self.noise_by_stratum.tolist(), strict=True)),
             "noise_rate": self.noise_rate,
             "noise_rates": self.noise_rates,
             "noise_rate_interval": list(self.noise_rate_interval),

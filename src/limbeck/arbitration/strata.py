@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from limbeck.arbitration.model import Integers
+from limbeck.arbitration.model import Floats, Integers
 from limbeck.data import Data
 from limbeck.data.columns import declare
 from limbeck.errors import DataError, unknown_name
 
 UNKNOWN = "unknown"
+SEARCHED = 10_000
+"""Samples that a threshold is looked for among, at most."""
+LEAST_SIDE = 50
+"""Samples on either side of it, at least; and one in twenty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,38 @@ def strata_of(data: Data, attribute: Any) -> Strata:
         )
     found, index = np.unique(values, return_inverse=True)
     return Strata(("attribute",), tuple(map(str, found)), index.astype(np.int64))
+
+
+def sides_by_loss(
+    values: Any, training: NDArray[np.bool_], losses: Floats, names: Sequence[str] | None
+) -> Strata | None:
+    """The two sides of the threshold in one feature that tells samples of high from those of low loss best.
+
+    Args:
+        values: features `[N, D]`; other inputs have no such threshold, None.
+        training: which samples are training samples `[N]` bool.
+        losses: of these `[n]`, from a judge that has not learned their labels.
+        names: of the features.
+    """
+    if not isinstance(values, np.ndarray) or values.ndim != 2:
+        return None
+    from sklearn.tree import DecisionTreeRegressor
+
+    rows = np.flatnonzero(training)
+    chosen = np.arange(len(rows))
+    if len(rows) > SEARCHED:
+        chosen = np.random.default_rng(0).choice(chosen, SEARCHED, replace=False)
+    least = max(LEAST_SIDE, len(chosen) // 20)
+    if len(chosen) < 2 * least:
+        return None
+    tree = DecisionTreeRegressor(max_depth=1, min_samples_leaf=least, random_state=0)
+    tree.fit(values[rows[chosen]], losses[chosen])
+    if tree.tree_.node_count == 1:
+        return None
+    feature, threshold = int(tree.tree_.feature[0]), float(tree.tree_.threshold[0])
+    name = f"feature {feature}" if names is None else names[feature]
+    sides = (f"{name} <= {threshold:.4g}", f"{name} > {threshold:.4g}")
+    return Strata((), sides, (values[:, feature] > threshold).astype(np.int64))
 
 
 def _of_columns(data: Data, columns: tuple[str, ...]) -> Strata:
