@@ -88,25 +88,39 @@ def test_the_noise_matrix_is_recovered_and_strata_are_shrunk_to_it() -> None:
         assert gap < near if near is not None else gap > 1e-3
 
 
-def test_tied_strata_have_the_pooled_matrix_at_rates_of_their_own() -> None:
+@pytest.mark.parametrize("aligned", [0.25, 0.9])
+def test_tied_strata_have_the_pooled_matrix_at_rates_of_their_own(aligned: float) -> None:
+    """Also where classes are tied to strata, so that the rates of a class and of its stratum are easily confused."""
     rng = np.random.default_rng(0)
-    truth, stratum, _, evidence, _, _ = draw(40_000, aligned=0.25, sharp=3.0)
-    true_noise, rates = noise_matrix("asymmetric", 4, 0.3), np.array([0.0, 0.1, 0.2, 0.4])
-    matrices = model.with_rates(true_noise, rates)
-    for matrix, rate in zip(matrices, rates, strict=True):
-        np.testing.assert_allclose(matrix, model.with_rate(true_noise, rate))
+    truth, stratum, _, evidence, _, _ = draw(40_000, aligned=aligned, sharp=3.0)
+    true_noise, factors = noise_matrix("asymmetric", 4, 0.2), np.array([0.0, 0.5, 1.0, 2.0])
+    rates = factors[:, None] * (1 - np.diagonal(true_noise))
+    matrices = model.mixed(true_noise, rates)
     cumulated = np.cumsum(matrices, axis=2)[stratum, truth]
     label = (rng.random(len(truth))[:, None] >= cumulated[:, :-1]).sum(axis=1)
-    start = model.symmetric(4, 0.7)
+    prior = model.normalised(model.soft_counts(np.eye(4)[truth], stratum, 4))[stratum]
+    q = model.softmax(evidence + np.log(prior))
     shared, own = model.expected_noise(
-        model.softmax(evidence), label, start, stratum=stratum, strata=4, tied=True, steps=80
+        q, label, model.symmetric(4, 0.7), stratum=stratum, strata=4, tied=True, steps=80
     )
     assert own is not None
-    np.testing.assert_allclose(own, matrices, atol=0.03)
+    best = model.likelihood(q, model.columns(matrices, label, stratum))
+    assert model.likelihood(q, model.columns(own, label, stratum)) > best - 3
+    np.testing.assert_allclose(own, matrices, atol=0.03 if aligned < 0.5 else 0.15)
     shares = np.bincount(stratum) / len(stratum)
-    assert model.noise_rate(own, shares) == pytest.approx((label != truth).mean(), abs=0.01)
     np.testing.assert_allclose(model.noise_rate(model.with_rate(own, 0.1, shares), shares), 0.1)
-    np.testing.assert_allclose(shared, np.tensordot(shares, own, 1), atol=0.02)
+    wrong = (label != truth).mean()
+    assert 1 - shared.diagonal() @ np.bincount(truth) / len(truth) == pytest.approx(wrong, abs=0.01)
+
+
+def test_mixed_matrices_have_the_rates_asked_for_and_go_where_the_pattern_goes() -> None:
+    pattern = noise_matrix("asymmetric", 3, 0.3)
+    rates = np.array([[0.0, 0.2, 0.5], [0.1, 1.4, 0.0]])
+    found = model.mixed(pattern, rates)
+    np.testing.assert_allclose(1 - np.diagonal(found, axis1=1, axis2=2), np.minimum(rates, 0.999))
+    np.testing.assert_allclose(found.sum(axis=2), 1)
+    off = pattern * (1 - np.eye(3))
+    np.testing.assert_allclose(found[0, 2, :2], 0.5 * off[2, :2] / off[2].sum())
 
 
 def test_the_scale_of_the_evidence_is_found() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 import limbeck as lb
 from limbeck.arbitration import Judge, arbitrate, expected_groups, model
 from limbeck.arbitration.judge import CrossFit, likelihood_of
+from limbeck.arbitration.strata import sides_by_loss
 from limbeck.choosing import MERGED, Panel, choose, shares
 from limbeck.data import inject
 from limbeck.errors import ConfigError, DataError, LimbeckError, RecipeError, TeacherError
@@ -300,13 +301,52 @@ def test_where_no_attribute_is_known_what_is_learned_first_says_which_cells_to_e
     assert groups.names[:2] == ("cat, attribute against", "cat, attribute for")
     judged = found.validation
     assert judged is not None
-    against = groups.group[np.arange(len(judged.given)), judged.stratum] % 2
-    assert against.all()  # the class that it names is the one that it speaks for
+    speaks_for = groups.group[np.arange(len(judged.given)), judged.stratum] % 2
+    assert speaks_for.all()  # for the class that it names
     assert expected_groups(without, data).names == data.groups.names
     per_group = arbitrate(data, judge=LINEAR, rounds=1, repeats=1, noise="per_group")
     assert per_group.to_dict()["noise_by_stratum"] is None  # nothing is known to have a matrix of its own
     assert not arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1).attribute_found
     assert arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1, shortcut="found").attribute_found
+
+
+def test_noise_in_a_group_that_nobody_declared_is_found_by_a_threshold(noisy: lb.Data) -> None:
+    data = make(0.0, n=3_000).with_groups("label")
+    y, high = data.y.copy(), data.x[:, 5] > 0.8
+    rng = np.random.default_rng(3)
+    wrong = high & (rng.random(len(y)) < 0.4)
+    y[wrong] = (y[wrong] + rng.integers(1, 3, wrong.sum())) % 3
+    given = data.replace(y=np.array(data.classes)[y], classes=data.classes, feature_names=list("abcdef"))
+    found = arbitrate(given, judge=LINEAR, rounds=3, repeats=1)
+    (low_name, low), (high_name, rate) = found.noise_rates.items()
+    assert low_name.startswith("f <= ")
+    assert high_name.startswith("f > ")
+    assert float(high_name.split()[-1]) == pytest.approx(0.8, abs=0.15)
+    assert low < 0.03
+    assert rate == pytest.approx(0.4, abs=0.06)
+    assert (found.posterior.argmax(axis=1) == data.train.y).mean() > 0.95
+    assert found.attribute_found
+    assert found.strata == ("cat", "dog", "elk")  # of the weights; the noise has strata of its own
+    assert list(found.to_dict()["noise_by_stratum"]) == [low_name, high_name]
+    accuracy, _, worth = expected_groups(found, given).table(data.validation.y)
+    assert accuracy[worth > 30].min() > 0.75
+    # Noise that is the same everywhere has no threshold, and none is looked for where an attribute is declared.
+    assert not arbitrate(noisy.with_groups("label"), judge=LINEAR, rounds=2, repeats=1).noise_rates
+    assert found.noise_strata != arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1).noise_strata
+
+
+def test_the_threshold_tells_high_from_low_loss() -> None:
+    rng = np.random.default_rng(0)
+    values, training = rng.random((400, 3)), np.arange(400) < 300
+    losses = np.where(values[:300, 1] > 0.7, 1.0, 0.1)
+    sides = sides_by_loss(values, training, losses, None)
+    assert sides is not None
+    assert sides.names[1].startswith("feature 1 > 0.")
+    np.testing.assert_array_equal(sides.index[:300], losses > 0.5)
+    np.testing.assert_array_equal(sides.index, values[:, 1] > float(sides.names[1].split()[-1]))
+    assert sides_by_loss(values, training, np.ones(300), None) is None
+    assert sides_by_loss(values[:90], training[:90], losses[:90], None) is None  # too few on either side
+    assert sides_by_loss(values.reshape(400, 3, 1), training, losses, None) is None  # a pixel is no attribute
 
 
 def test_what_is_learned_first_is_the_shortcut_and_never_ones_own_label(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,8 +362,18 @@ def test_what_is_learned_first_is_the_shortcut_and_never_ones_own_label(monkeypa
     y[place] = (y[place] + 1) % 3
     other = weak.replace(y=np.array(weak.classes)[y], classes=weak.classes)
     assert CrossFit(other, Judge(), 2, 0).first_learned()[0][row] == first[row]
-    monkeypatch.setattr("limbeck.arbitration.judge.FIRST_STEPS", 2)  # of 2 · 128 samples alone
+    # A judge of one layer would stay as it began: then it is not asked.
+    np.testing.assert_array_equal(CrossFit(weak, Judge(), 2, 0, linear=True).first_learned()[0], first)
+    seen: list[int] = []
+    trained = CrossFit._trained
+    monkeypatch.setattr(
+        CrossFit,
+        "_trained",
+        lambda self, data, *rest, **more: seen.append(len(data.train)) or trained(self, data, *rest, **more),
+    )
+    monkeypatch.setattr("limbeck.arbitration.judge.FIRST_STEPS", 2)
     few, beside = CrossFit(weak, Judge(), 2, 0).first_learned()
+    assert seen == [2 * 128, 2 * 128]  # no more than the steps need
     assert len(few) == len(weak.train)
     assert beside is not None
     assert len(beside) == len(weak.validation)

@@ -31,6 +31,7 @@ Plain = Mapping[str, Any]
 T = TypeVar("T")
 ERROR_SOURCES = ("eval", "online", "groups")
 SAMPLINGS = ("shuffle", "group_balanced", "class_balanced", "posterior")
+NOISES = ("auto", "shared", "per_group")
 WITNESSES = ("auto", "always", "never")
 SHORTCUTS = ("auto", "declared", "found")
 TEACHER_FIELDS = ("teacher_logits", "teachers_logits", "teacher_features", "teacher_maps")
@@ -304,6 +305,8 @@ class Arbitrate:
     shortcut: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.noise not in NOISES:
+            raise RecipeError("arbitrate: " + unknown_name("noise", self.noise, NOISES))
         if self.witness not in WITNESSES:
             raise RecipeError("arbitrate: " + unknown_name("witness", self.witness, WITNESSES))
         if self.shortcut not in SHORTCUTS:

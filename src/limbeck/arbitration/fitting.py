@@ -13,16 +13,15 @@ from limbeck.arbitration import model
 from limbeck.arbitration.judge import CrossFit, Judge, as_judge, evidence_data
 from limbeck.arbitration.model import Fit, Floats, Integers
 from limbeck.arbitration.result import Arbitration, Judged
-from limbeck.arbitration.strata import Strata, protected_rows, sides_by_loss, strata_of
+from limbeck.arbitration.strata import Strata, is_found, protected_rows, sides_by_loss, strata_of
 from limbeck.errors import ConfigError, TeacherError, unknown_name
-from limbeck.recipe import SHORTCUTS, WITNESSES
+from limbeck.recipe import NOISES, SHORTCUTS, WITNESSES
 from limbeck.teachers import Teacher, as_teacher, collect, require
 from limbeck.training import derive_seed
 
 if TYPE_CHECKING:
     from limbeck.data import Data
 
-NOISES = ("auto", "shared", "per_group")
 BY_HEART = "not heard: it has learned the training labels by heart; through its eyes those of validation are wronger"
 STARTS = (0.9, 0.75, 0.6, 0.4)
 """Shares of right labels that the search for the noise begins from."""
@@ -116,28 +115,30 @@ def arbitrate(
         raise TeacherError("the teacher is to be heard (witness: always), and none is given: pass teacher=…")
     seen, basis = evidence_data(part, as_judge(judge), source, features)
     court = CrossFit(seen, as_judge(judge), folds, seed, linear=basis == "teacher")
-    looked_for = shortcut == "found" or (shortcut == "auto" and attribute is None and not strata.columns)
-    if looked_for:
-        strata = strata_of(part, [])
+    looked_for = is_found(shortcut, strata)
     guarded = protected_rows(part.train, protect)
 
+    listening = source is not None and witness != "never"
+    spoken = _spoken(source, part) if listening and source is not None else None
+
     def searched(over: Strata, listening: bool) -> _Run:
-        said = _testimony(source, part, over) if listening and source is not None else None
+        said = None
+        if listening and spoken is not None:
+            said = model.testimony(spoken, part.split == 0, over.index, len(over.names))
         run = _Run(part, over, noise, court, said)
         run.search(rounds, tolerance, repeats)
         return run
 
-    listening = source is not None and witness != "never"
     run = searched(strata, listening)
     heard = "no teacher" if source is None else "heard" if listening else "not asked"
     if listening and witness == "auto" and run.known_by_heart():
         heard, listening = BY_HEART, False
         run = searched(strata, listening)
-    if looked_for and noise == "auto":
+    if noise == "auto" and len(strata.names) == 1:
         sides = sides_by_loss(seen.x, part.split == 0, -run.labels_right.fit.log_likelihood, seen.feature_names)
         if sides is not None:
             apart = searched(sides, listening)
-            if apart.own and apart.noisy and apart.surely_ahead(apart.best, run.best):
+            if apart.own and apart.noisy and apart.surely_ahead(apart.single, run.single):
                 run = apart
     target, held = run.fit.posterior, np.zeros(len(run.given), bool)
     for rows, cap in guarded.values():
@@ -234,11 +235,10 @@ def _near(values: Sequence[float], value: float) -> Sequence[float]:
     return values[max(place - 1, 0) : place + 2]
 
 
-def _testimony(teacher: Teacher, part: Data, strata: Strata) -> Floats:
-    """What a teacher says of every training and validation sample beyond its stratum, log t `[N, C]`."""
+def _spoken(teacher: Teacher, part: Data) -> Floats:
+    """A teacher's probabilities of every training and validation sample `[N, C]`."""
     require(teacher, ["logits"], by="arbitration")
-    probabilities = model.softmax(collect(teacher, part, ("logits",))["logits"].double().numpy())
-    return model.testimony(probabilities, part.split == 0, strata.index, len(strata.names))
+    return model.softmax(collect(teacher, part, ("logits",))["logits"].double().numpy())
 
 
 def _interval(values: Floats) -> tuple[float, float]:
@@ -294,6 +294,8 @@ class _Run:
         self.converged: bool
         """Whether the posterior stopped moving."""
         self.labels_right: _Round
+        self.single: _Round
+        """The best one, of one division into folds."""
         self.best: _Round
         self.gain: tuple[float, float]
         self.noisy: bool
@@ -326,6 +328,7 @@ class _Run:
         # A few hard samples of a rare kind look like little noise, and would be corrected away.
         little = self.rate(best.fit) < LITTLE
         self.noisy = self.gain[0] > (CHANCE * self.gain[1] if little else 0)
+        self.single = best if self.noisy else self.labels_right
         self.best = self._repeated(best, repeats) if self.noisy else self.labels_right
         self.fit, self.prior = self.best.fit, self.best.prior
         self.converged = not self.noisy or moved < 5 * tolerance
@@ -351,7 +354,7 @@ class _Run:
         The samples of a small group are harder to judge, which alone looks a little like noise there.
         """
         gains = apart.fit.log_likelihood - best.fit.log_likelihood
-        price = np.log(len(gains)) * (self.count - 1) / 2
+        price = np.log(len(gains)) * ((self.shares > 0).sum() - 1) / 2
         return bool(gains.sum() > max(price, CHANCE * np.sqrt(len(gains)) * gains.std()))
 
     def _hypothesis(self, noise: Floats, trust: float, name: str) -> _Round:
@@ -416,8 +419,11 @@ class _Run:
         ]
         matrix, rate = self.fit.matrix, model.noise_rate(self.fit.matrix, self.shares)
         logs = []
-        for tried in (rate, *(other for other in HEART_RATES if other > rate + 0.02)):
-            noise = model.with_rate(matrix, tried, self.shares)
+        noisier = [other for other in HEART_RATES if other > rate + 0.02]
+        # Strata that look clean stay so at any rate: noise that is the same in all of them is tried as well.
+        tried = [matrix, *(model.with_rate(matrix, other, self.shares) for other in noisier)]
+        tried += [] if matrix.ndim == 2 else [model.with_rate(self.fit.noise, other) for other in noisier]
+        for noise in tried:
             likely = model.columns(noise, self.validation_given, self.validation_stratum)
             logs.append(max(model.likelihood(q, likely) for q in known))
         return max(logs) - logs[0] > SURE_NATS
@@ -512,7 +518,8 @@ class _Run:
         # As noisy as training, unless the labels say otherwise.
         share = shares[best] if likelihoods[best] > likelihoods[-1] + NATS else 1.0
         matrix = self.fit.matrix if share == 1.0 else model.with_rate(self.fit.matrix, share * rate, self.shares)
-        found = model.normalised(q * model.columns(matrix, given, stratum) + model.TINY)
+        own = matrix if matrix.ndim == 2 else matrix[stratum]
+        found = model.posterior(known, self.prior[stratum], own, given)
         return Judged(ids, given, stratum, stratum, found, q, matrix, share)
 
 

@@ -208,7 +208,8 @@ class CrossFit:
             training = replace(training, epochs=math.ceil(FIRST_STEPS / math.ceil(len(used) / training.batch_size)))
             right = torch.from_numpy(np.log(np.eye(data.num_classes) + TINY)[data.y[used]]).float()
             loss = likelihood_of(torch.zeros_like(right), right)
-            model = self._trained(data, loss, RULES["last"], f"first, fold {number}", training)
+            # Not one layer, whatever judges: so few steps would leave it as it began.
+            model = self._trained(data, loss, RULES["last"], f"first, fold {number}", training, linear=False)
             found[held] = _outputs(model, data.validation).argmax(axis=1)
             if self.validation is not None:
                 beside.append(softmax(_outputs(model, self.validation)))
@@ -221,10 +222,11 @@ class CrossFit:
         rule: SelectionRule,
         name: str,
         training: Training | None = None,
+        linear: bool | None = None,
     ) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, name))
-            model = self.judge.build(data, self.linear)
+            model = self.judge.build(data, self.linear if linear is None else linear)
             count = len(data.train)
             training = training or self.judge.training(count)
             recipe = Recipe([Term(loss)], name="judge")

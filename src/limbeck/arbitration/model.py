@@ -187,16 +187,20 @@ def expected_noise(
     mass = np.ones(len(given)) if weights is None else weights
     labels = np.eye(classes)[given] * mass[:, None]
     noise, own = start, None if stratum is None else np.repeat(start[None], strata, axis=0)
+    times = np.ones(strata)
     for _ in range(steps):
         likely = columns(noise if own is None else own, given, stratum)
         joint = class_probability * likely
         joint = joint / np.maximum(joint.sum(axis=1, keepdims=True), TINY)
         noise = normalised(joint.T @ labels + pseudo)
         if stratum is not None and tied:
-            wrong = mass * (1 - joint[np.arange(len(given)), given])
-            usual = mass * (joint @ (1 - np.diagonal(noise)))
-            times = (np.bincount(stratum, wrong, strata) + pseudo) / (np.bincount(stratum, usual, strata) + pseudo)
-            own = with_rates(noise, times * noise_rate(noise))
+            members, wrong = np.zeros((2, strata, classes))
+            np.add.at(members, stratum, joint * mass[:, None])
+            np.add.at(wrong, stratum, joint * (mass[:, None] - labels))
+            # By turns: rates of the classes given the strata's factors, and these given the rates.
+            rates = (wrong.sum(axis=0) + pseudo) / (times @ members + 2 * pseudo)
+            times = (wrong.sum(axis=1) + pseudo) / (members @ rates + pseudo)
+            own = mixed(noise, times[:, None] * rates)
         elif stratum is not None:
             tables = np.stack([joint[stratum == s].T @ labels[stratum == s] for s in range(strata)])
             own = normalised(tables + shrinkage * noise)
@@ -311,24 +315,25 @@ def noise_rate(noise: Floats, shares: Floats | None = None) -> float:
 def with_rate(noise: Floats, rate: float, shares: Floats | None = None) -> Floats:
     """The matrix whose wrong labels go where those of `noise` go, but whose mean rate is another one, `[C, C]`.
 
-    Rows keep their rates' proportions, cut so that no row is wrong more often than always; so do several matrices
-    `[S, C, C]`, whose strata have these `shares`.
+    Rows keep their rates' proportions; so do several matrices `[S, C, C]`, whose strata have these `shares`. No row is
+    wrong more often than always: where that cuts one, the mean stays below the rate.
     """
     if noise.ndim == 2:
-        return np.asarray(with_rates(noise, np.array([rate]))[0])
+        rows = 1 - np.diagonal(noise)
+        share = rows / rows.mean() if rows.mean() > 1e-6 else np.ones(len(noise))
+        return np.asarray(mixed(noise, rate * share[None])[0])
     mean = noise_rate(noise, shares)
     rates = [rate * noise_rate(one) / mean if mean > TINY else rate for one in noise]
     return np.stack([with_rate(one, own) for one, own in zip(noise, rates, strict=True)])
 
 
-def with_rates(noise: Floats, rates: Floats) -> Floats:
-    """`with_rate` of one matrix for several rates `[S]`: `[S, C, C]`."""
+def mixed(noise: Floats, rates: Floats) -> Floats:
+    """Matrices `[S, C, C]` whose classes are wrong at these rates `[S, C]`, and then go where those of `noise` go."""
     classes = len(noise)
     off = noise * (1 - np.eye(classes))
     rows = off.sum(axis=1)
     pattern = np.where(rows[:, None] > TINY, off / np.maximum(rows[:, None], TINY), symmetric(classes, 0.0))
-    share = rows / rows.mean() if rows.mean() > 1e-6 else np.ones(classes)
-    wanted = np.clip(rates[:, None] * share, 0.0, 0.999)
+    wanted = np.clip(rates, 0.0, 0.999)
     return np.asarray((1 - wanted)[:, :, None] * np.eye(classes) + wanted[:, :, None] * pattern)
 
 

@@ -235,7 +235,7 @@ class Arbitration:
         return "\n".join(
             [
                 f"Arbitration of {len(self.ids):,} samples, {len(self.classes)} classes, attribute {attribute} "
-                f"({len(self.strata)} values), judge on {self.basis}",
+                f"({len(np.unique(self.stratum))} values), judge on {self.basis}",
                 f"  wrong labels: {self.noise_rate:.1%} ({low:.1%} to {high:.1%}), {int(self.corrected.sum()):,} "
                 f"corrected, {int(self.uncertain.sum()):,} left open, {int(self.held_back.sum()):,} held back",
                 *([f"  wrong by group: {apart}"] if apart else []),

@@ -68,6 +68,11 @@ def strata_of(data: Data, attribute: Any) -> Strata:
     return Strata(("attribute",), tuple(map(str, found)), index.astype(np.int64))
 
 
+def is_found(shortcut: str, strata: Strata) -> bool:
+    """Whether what a network learns first takes the place of the attribute (`shortcut` of `limbeck.arbitrate`)."""
+    return shortcut == "found" or (shortcut == "auto" and not strata.columns)
+
+
 def sides_by_loss(
     values: Any, training: NDArray[np.bool_], losses: Floats, names: Sequence[str] | None
 ) -> Strata | None:

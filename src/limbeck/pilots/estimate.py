@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from limbeck.arbitration.fitting import starts
 from limbeck.arbitration.judge import as_judge, evidence_data
+from limbeck.arbitration.strata import strata_of
 from limbeck.callbacks import RunState
 from limbeck.fitting import fit
 from limbeck.modes import evaluating, one_thread
@@ -313,11 +314,13 @@ def _judges(asked: Arbitrate, data: Data, small: Data, teacher: Teacher | None) 
     # The loop judges the fold that it leaves out after every epoch.
     epoch = len(batch_bounds(inside, training.batch_size)) * step + (len(data.train) - inside) * a_sample
     afterwards = (len(data.train) - inside + len(data.validation)) * a_sample
-    searched = asked.rounds * (2 if asked.noise == "auto" else 1)  # once more with rates of their own
-    alone = 1 + len(starts(data.num_classes)) + searched + REPEATS - 1
-    heard = 0 if teacher is None or asked.witness == "never" else alone + 1
-    again = asked.witness == "auto"  # where the teacher turns out to know the labels by heart
-    trained = asked.folds * (heard + alone if heard and again else heard or alone)
+    alone = 1 + len(starts(data.num_classes)) + asked.rounds + REPEATS - 1
+    # Where no attribute is known, everything once more for the sides of a threshold; with rates of their own.
+    again = asked.noise == "auto" and not strata_of(data, asked.attribute).columns
+    alone = (2 * alone if again else alone) + (asked.rounds if asked.noise == "auto" else 0)
+    heard = 0 if teacher is None or asked.witness == "never" else alone + 1 + again
+    doubted = asked.witness == "auto"  # where the teacher turns out to know the labels by heart
+    trained = asked.folds * (heard + alone if heard and doubted else heard or alone)
     return trained * (training.epochs * epoch + afterwards)
 
 

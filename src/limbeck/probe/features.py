@@ -104,7 +104,7 @@ class Features:
         """All the prepared rows `[N, D]` in this dtype, where that many fit in `COPY_BYTES` as float64."""
         if dtype is np.float64 or not self._small:
             return self._copy
-        if self.x.dtype == dtype:  # a shift that is rounded is a shift all the same
+        if self.x.dtype == dtype and self.bias:  # which takes what is rounded off the shift
             shifted: NDArray[Any] = np.subtract(self.x, self.shift.astype(dtype))
             return np.divide(shifted, self.scale.astype(dtype), out=shifted) if self.standardise else shifted
         out, size = np.empty(self.x.shape, dtype), max(1, CACHE_BYTES // (8 * self.width))
