@@ -364,7 +364,7 @@ def run_arbitration(rows: dict[str, Row], sample: Sample, cell: Draw, more: Arra
     split = np.repeat([0, 1], [len(cell.train), len(kept) - len(cell.train)]).astype(np.int8)
     data = lb.Data(sample.x[kept].astype(np.float32), cell.given[kept], split=split, name=sample.name)
     # Standardised as a whole, so that the judge's learning rate fits features of unit length.
-    found = lb.arbitrate(data, features=data.x, shortcut="declared")
+    found = lb.arbitrate(data, features=data.x, noise="shared", shortcut="declared")
     targets, mass = found.student_targets()
     noted = {
         "noise_rate": float(found.noise_rate),

@@ -307,7 +307,12 @@ def test_where_no_attribute_is_known_what_is_learned_first_says_which_cells_to_e
     per_group = arbitrate(data, judge=LINEAR, rounds=1, repeats=1, noise="per_group")
     assert per_group.to_dict()["noise_by_stratum"] is None  # nothing is known to have a matrix of its own
     assert not arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1).attribute_found
-    assert arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1, shortcut="found").attribute_found
+    # Beside a declared attribute it takes the place in the weights alone: who is wrong is judged with what is known.
+    both = arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1, shortcut="found")
+    assert both.attribute_found
+    declared = arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1)
+    np.testing.assert_array_equal(both.posterior, declared.posterior)
+    assert not np.array_equal(both.counts, declared.counts)
 
 
 def test_noise_in_a_group_that_nobody_declared_is_found_by_a_threshold(noisy: lb.Data) -> None:
@@ -538,6 +543,14 @@ def test_parts_that_do_not_fit_are_refused(noisy: lb.Data, found: lb.Arbitration
         lb.fit(student, noisy, recipe={"name": "mine", "terms": ["soft_cross_entropy"]})
     with pytest.raises(RecipeError, match="nothing uses it"):
         Recipe(["cross_entropy"], arbitrate={})
+    for wrong, said in (
+        ({"noise": "pergroup"}, "did you mean 'per_group'"),
+        ({"witness": "alway"}, "did you mean 'always'"),
+        ({"shortcut": "find"}, "did you mean 'found'"),
+        ({"shortcut": "found", "attribute": "side"}, "leave out one"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            Recipe(["soft_cross_entropy"], arbitrate=wrong, sampling="posterior")
     with pytest.raises(RecipeError, match="name of their own"):
         Recipe(["cross_entropy"], arbitrate={}, choose={"candidates": ["erm", "erm"]})
     with pytest.raises(DataError, match="run arbitrate on these data"):

@@ -85,7 +85,7 @@ def arbitrate(
         gamma: how far the weights even out the cells (attribute, class), 0 to 1; .7 was good throughout.
         noise: `shared` for one matrix; `per_group` for one of each value of the attribute, shrunk to the shared one;
             `auto` for the shared one with a rate for each value, where labels are likelier by it than by chance, and
-            else `shared`.
+            else `shared`; where no attribute is known, with a rate for either side of a threshold in one feature.
         repeats: divisions into folds in the last round; their evidence is averaged.
         bootstrap: replicates behind the spread of posterior, noise and scale.
         protect: classes or groups by name, with the share of them that may be corrected; a list stands for 0.
@@ -94,7 +94,7 @@ def arbitrate(
             case, `never` does not.
         shortcut: what the cells that the weights even out are made of beside the class: `declared` has nothing where no
             attribute is named or declared, `found` takes the class that a network learns first, whatever is declared,
-            `auto` takes that where none is named or declared. Noise and posterior are then those without an attribute.
+            `auto` takes that where none is named or declared. Noise and posterior never know of what was found.
         seed: of folds, judges and bootstrap.
 
     Returns:
