@@ -511,7 +511,8 @@ def goals(every: Sequence[Cell], found: Mapping[str, Any]) -> list[str]:
         f"* **What merging brings**: the candidate with the best validation score alone {alone:.1f}, one student of "
         f"several {statistics.fmean(cell.mean('auto') for cell in every):.1f}; the best candidate of each seed on test "
         f"{oracle:.1f}.",
-        f"* **Where auto fails most** (points behind the best column ± standard error, {min(FAILURES, len(behind))} of {len(behind)}): "
+        "* **Where auto fails most** (points behind the best column ± standard error, "
+        f"{min(FAILURES, len(behind))} of {len(behind)}): "
         + (
             "; ".join(
                 f"{cell.title}: {gap:.1f}{'' if error != error else f' ± {error:.1f}'} behind {cell.best}"
