@@ -6,7 +6,8 @@ Features of N training samples (a tenth as many for validation), D dimensions an
 probe costs does not depend on the values, so they are drawn. In each repeat, in turns: one probe of each of the eight
 recipes by `lb.fit` ("one" is their mean) and by `fit_probes`, the forty together by `fit_probes`, and the forty one by
 one by `lb.fit`. Times are CPU seconds of one thread, so that neighbours on the machine count for little, and seconds of
-the clock with more threads; medians over repeats, ratios in the same run. Every probe starts from raw features and ends
+the clock with more threads (`--threads`; the forty then train in as many processes); medians over repeats, ratios in
+the same run. Every probe starts from raw features and ends
 in a selected student, teacher outputs included. "bare" is what no way of taking forty together can save: gathering
 their batches, the two matrix products and the optimiser's step, nothing else. "deviation" is the largest difference of
 a final weight between the two ways.
@@ -227,7 +228,7 @@ def main() -> None:
     unknown = set(parts) - {"batches", "kinds", "sweeps", "growth", "memory"}
     if unknown:
         raise ConfigError(f"--parts: {', '.join(sorted(unknown))} not known: batches, kinds, sweeps, growth, memory")
-    print(f"8 recipes × {SEEDS} seeds, N={size[0]:,} D={size[1]} C={size[2]}, {options.threads} thread(s)")
+    print(f"8 recipes × {SEEDS} seeds, N={size[0]:,} D={size[1]} C={size[2]}, {options.threads} thread(s) or processes")
     if "batches" in parts:
         recipes = recipes_for(size[2])
         head(f"{', '.join(recipes)}")

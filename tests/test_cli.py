@@ -65,7 +65,7 @@ FLAGS = {
         *("--output", "--models", "--resume", "--fresh", "--seeds", "--quiet", "--dry-run", "--open", "--debug"),
         *("--workers", "--backend", "--address", "--metrics", "--audit"),
     },
-    "probe": {"--output", "--models", "--resume", "--fresh", "--seeds", "--quiet", "--open", "--debug"},
+    "probe": {"--output", "--models", "--resume", "--fresh", "--seeds", "--workers", "--quiet", "--open", "--debug"},
     "cost": {"--models", "--json", "--debug"},
     "ledger": set(),
     "estimate": {"--models", "--json", "--debug"},

@@ -16,10 +16,11 @@ from limbeck.data import inject
 from limbeck.errors import ConfigError, DataError, LimbeckError, RecipeError
 from limbeck.loop import Fitted, Stage
 from limbeck.probes import Cell, losses, train_cells
+from limbeck.probes.arrange import arrange
 from limbeck.probes.losses import MAPPED, ROW_BY_ROW, in_order
 from limbeck.probes.network import layers_of
 from limbeck.probes.stages import Sources, can_be_together, steps
-from limbeck.probes.together import arrange, train_stages
+from limbeck.probes.together import train_stages
 from limbeck.selection import SelectionRule
 from limbeck.terms.catalogue import CATALOGUE
 from limbeck.weighting.catalogue import WEIGHTINGS

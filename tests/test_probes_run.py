@@ -23,7 +23,9 @@ from limbeck.pilots import run_pilot
 from limbeck.presets import as_recipe
 from limbeck.probe import self_distillation
 from limbeck.probes.averaging import label_averaging, partial_label_notes
+from limbeck.probes import arrange
 from limbeck.probes.run import probe_arms, run_probes
+from limbeck.probes.workers import why_not
 from limbeck.report import write_html, write_markdown
 
 SEEDS = [0, 1]
@@ -110,6 +112,20 @@ def test_an_interrupted_run_ends_in_the_same_bytes(file: Path, tmp_path: Path) -
     run_probes(config, output=folder, say=said.append)
     assert said == [], "a complete folder is only read"
     assert (folder / "cells" / "kd-seed0.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_workers_change_nothing_that_is_told(
+    file: Path, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrange, "WORTH_A_WORKER", 1)
+    found = run_probes(settings(file), output=tmp_path / "run", workers=2)
+    assert found.verdict == run.verdict
+    for one, other in zip(found.record["models"], run.record["models"], strict=True):
+        for mine, theirs in zip(one["runs"], other["runs"], strict=True):
+            assert mine["selected_epoch"] == theirs["selected_epoch"]
+            assert mine["test"] == theirs["test"]
+    assert not AuditLog(found.folder / "audit.jsonl").verify().problems
 
 
 def test_without_a_folder_only_the_record_is_left(file: Path) -> None:

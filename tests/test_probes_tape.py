@@ -114,6 +114,36 @@ def test_played_is_computed(function: Callable[..., Any], classes: int, standard
         assert all(torch.equal(value, other) for value, other in zip((student, *fixed), before, strict=True))
 
 
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("name", ["kl_divergence", "decoupled", "refined_logits"])
+def test_a_class_without_probability_stays_without(name: str, seen: bool) -> None:
+    """Whether or not it was seen when the tape was recorded."""
+    call = call_of(CATALOGUE[name].function)
+    student, fixed = drawn(call, 10, 0)
+    without = [value.clone() for value in fixed]
+    teacher = without[call.others.index("teacher_logits")]
+    teacher[:, 2] = -torch.inf
+    teacher[5:9, 6] = -torch.inf
+    if "labels" in call.others:
+        labels = without[call.others.index("labels")]
+        labels[(labels == 2) | (labels == 6)] = 0
+    tape = Tape(partial(computed, call), [student], without if seen else fixed)
+    player = Player([(0, tape, without)], 10)
+    for found, other in zip(player(student, [without])[0], computed(call, student, *without), strict=True):
+        torch.testing.assert_close(found, other, rtol=2e-5, atol=2e-5)
+
+
+def test_nothing_played_is_close_to_the_end_of_float32() -> None:
+    """Numbers there take torch many times as long."""
+    call = call_of(CATALOGUE["refined_logits"].function)
+    student, fixed = drawn(call, 10, 0)
+    player = Player([(0, Tape(partial(computed, call), [student], fixed), fixed)], 10)
+    player(student, [fixed])
+    made = [out for *_, out in player.program._steps if out.is_floating_point()]
+    assert len(made) > 20
+    assert not any(bool(((out != 0) & (out.abs() < 1e-30)).any()) for out in made)
+
+
 def test_columns_with_the_same_operations_share_them_and_nothing_else() -> None:
     """All terms at once, twice over different teachers, one column with several: each is what it is alone."""
     calls = [call_of(function) for function in ON_LOGITS] * 2

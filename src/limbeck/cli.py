@@ -168,6 +168,9 @@ def pilot(
 @click.option("--models", type=click.Path(path_type=Path), help="A Python file of your own terms and weightings.")
 @click.option("--resume/--fresh", default=True, help="Keep what the run folder holds (default), or empty it first.")
 @click.option("--seeds", type=click.IntRange(min=1), help="How many of the configuration's seeds to run.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes that train at once; by default one a core (on Linux)."
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")
 @_debug
@@ -177,6 +180,7 @@ def probe(
     models: Path | None,
     resume: bool,
     seeds: int | None,
+    workers: int | None,
     quiet: bool,
     open_report: bool,
 ) -> None:
@@ -197,6 +201,7 @@ def probe(
         models=models,
         resume=resume,
         progress=Quiet() if quiet else Lines(),
+        workers=workers,
         say=None if quiet else lambda text: click.echo(text, err=True),
     )
     click.secho(result.verdict, bold=True)

@@ -14,8 +14,10 @@ from limbeck.errors import ConfigError, LimbeckError, unknown_name
 from limbeck.fitting import fit
 from limbeck.loop import Fitted, Stage
 from limbeck.presets import as_recipe
+from limbeck.probes.arrange import MAX_BYTES
 from limbeck.probes.stages import Cell, Sources, Steps, can_be_together, steps
-from limbeck.probes.together import MAX_BYTES, train_stages
+from limbeck.probes.together import train_stages
+from limbeck.probes.workers import worker_count
 from limbeck.recipe import Recipe
 from limbeck.selection import SelectionRule
 from limbeck.training import Training
@@ -34,6 +36,7 @@ def fit_probes(
     training: Training | Sequence[Training] | None = None,
     selection: str | SelectionRule | None = None,
     max_bytes: int = MAX_BYTES,
+    workers: int | None = None,
     **settings: Any,
 ) -> list[Fitted]:
     """Train many small students on the same vector features at once: each is what `limbeck.fit` gives.
@@ -53,6 +56,8 @@ def fit_probes(
         selection: which epoch is kept, on validation.
         max_bytes: what the networks in training may take beside features and teacher outputs; more than that fit in
             are trained in turns.
+        workers: processes that train at once, each on one thread; None takes as many as torch has threads, where there
+            is enough to do and processes can be forked safely (Linux, no CUDA, no other thread of Python).
 
     Returns:
         The students: data, then settings, then recipes, then seeds, the last fastest.
@@ -75,18 +80,23 @@ def fit_probes(
         Cell(student, one, recipe, teacher, how, seed)
         for one, how, recipe, seed in product(sets, trainings, chosen, numbers)
     ]
-    return train_cells(cells, selection=selection, max_bytes=max_bytes)
+    return train_cells(cells, selection=selection, max_bytes=max_bytes, workers=workers)
 
 
 def train_cells(
-    cells: Sequence[Cell], *, selection: str | SelectionRule | None = None, max_bytes: int = MAX_BYTES
+    cells: Sequence[Cell],
+    *,
+    selection: str | SelectionRule | None = None,
+    max_bytes: int = MAX_BYTES,
+    workers: int | None = None,
 ) -> list[Fitted]:
-    """Train cells, each as `limbeck.fit` would, the stages that can be together.
+    """Train cells, each as `limbeck.fit` would, the stages that can be together; arguments as of `fit_probes`.
 
     Raises:
         LimbeckError: where the parts of a cell do not fit each other; before any training where it can be together.
     """
     found: dict[int, Fitted] = {}
+    count = worker_count(workers)
     with torch.random.fork_rng(devices=[]):
         sources = Sources()
         # A rule over the logits themselves needs them all at once.
@@ -95,7 +105,7 @@ def train_cells(
         running = {place: steps(cells[place], selection, sources) for place in together}
         asked = {place: next(run) for place, run in running.items()}
         for part in _parts(cells, together, max_bytes):
-            found |= _train({place: asked.pop(place) for place in part}, running, max_bytes)
+            found |= _train({place: asked.pop(place) for place in part}, running, max_bytes, count)
     for place, cell in enumerate(cells):
         if place not in found:
             found[place] = fit(
@@ -110,12 +120,12 @@ def train_cells(
     return [found[place] for place in range(len(cells))]
 
 
-def _train(asked: dict[int, Stage], running: Mapping[int, Steps], max_bytes: int) -> dict[int, Fitted]:
+def _train(asked: dict[int, Stage], running: Mapping[int, Steps], max_bytes: int, workers: int) -> dict[int, Fitted]:
     """All of them a stage further, until all are done."""
     found: dict[int, Fitted] = {}
     while asked:
         places = list(asked)
-        trained = train_stages([asked.pop(place) for place in places], max_bytes=max_bytes)
+        trained = train_stages([asked.pop(place) for place in places], max_bytes=max_bytes, workers=workers)
         for place, fitted in zip(places, trained, strict=True):
             try:
                 asked[place] = running[place].send(fitted)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,17 +21,20 @@ _BLOCK = 4096
 IN_ORDER = 1 << 26
 """Bytes up to which a column is put in the order of an epoch at once; a larger one is gathered batch by batch."""
 
+_NARROW = 16
+"""Bytes a sample up to which that is worth it for what has to be turned over as well."""
+
 
 class Orders:
     """The samples of an epoch for all streams: batch by batch, and within a batch stream by stream."""
 
     def __init__(self, count: int, bounds: Sequence[tuple[int, int]], streams: int) -> None:
         self.streams = streams
-        place = torch.empty(streams, count, dtype=torch.int64)
-        for start, end in bounds:
-            for stream in range(streams):
-                first = streams * start + stream * (end - start)
-                place[stream, start:end] = torch.arange(first, first + end - start)
+        starts, ends = torch.tensor(bounds).T
+        sizes = ends - starts
+        start, size = starts.repeat_interleave(sizes), sizes.repeat_interleave(sizes)
+        own = torch.arange(count) + (streams - 1) * start
+        place = torch.stack([own + stream * size for stream in range(streams)])
         self.place = place
 
     def flat(self, orders: Sequence[Tensor]) -> Tensor:
@@ -59,23 +63,19 @@ class Column:
         self._small = sum(source.nbytes for source in sources) <= limit
         self._ordered: Tensor | None = None
         self._flat = torch.empty(0)
+        self._of_streams: Sequence[Tensor] = ()
+        self._asked = 0
 
     def begin_epoch(self, flat: Tensor, orders: Sequence[Tensor]) -> None:
         """Take the order of an epoch."""
-        self._flat = flat
-        if not self._small:
-            return
-        if self._one:
-            self._ordered = self.sources[0].index_select(0, flat)
-            return
-        example = self.sources[0]
-        whole = example.new_empty(len(flat), *example.shape[1:])
-        for stream, source in enumerate(self.sources):
-            whole.index_copy_(0, self._orders.place[stream], source.index_select(0, orders[stream]))
-        self._ordered = whole
+        self._flat, self._of_streams = flat, orders
+        self._ordered, self._asked = None, 0
 
     def batch(self, part: slice) -> Tensor:
         """The field of a batch, `[S·B, ...]`."""
+        self._asked += 1
+        if self._small and self._asked == 2:  # what is read once an epoch, for a last smaller batch, is not worth it
+            self._ordered = self._in_order()
         if self._ordered is not None:
             return self._ordered[part]
         rows = self._flat[part]
@@ -83,6 +83,16 @@ class Column:
             return self.sources[0].index_select(0, rows)
         parts = rows.view(len(self.sources), -1)
         return torch.cat([source.index_select(0, own) for source, own in zip(self.sources, parts, strict=True)])
+
+    def _in_order(self) -> Tensor:
+        """All of it in the order of the epoch."""
+        if self._one:
+            return self.sources[0].index_select(0, self._flat)
+        example = self.sources[0]
+        whole = example.new_empty(len(self._flat), *example.shape[1:])
+        for stream, source in enumerate(self.sources):
+            whole.index_copy_(0, self._orders.place[stream], source.index_select(0, self._of_streams[stream]))
+        return whole
 
 
 class Prepared:
@@ -151,11 +161,12 @@ class Prepared:
                 start, width = width, width + size * len(new)
                 own |= {data: slice(start + place, width, len(new)) for place, data in enumerate(new)}
                 index += [range(width)[own[data]][row] for row in range(size) for data in asked[number]]
-            tables = [torch.empty(self._count, width, dtype=dtype) for _ in range(1 if alike else self._orders.streams)]
+            tables = [_table(self._count, width, dtype) for _ in range(1 if alike else self._orders.streams)]
             places |= {data: (tables, place) for data, place in own.items()}
             whole = torch.zeros(len(index), self._rows, dtype=dtype)
             wide = whole if index == [*range(width)] else torch.empty(width, self._rows, dtype=dtype)
-            column = Column(tables * (self._orders.streams // len(tables)), self._orders, limit=0)
+            limit = IN_ORDER if width * dtype.itemsize <= _NARROW else 0
+            column = Column(tables * (self._orders.streams // len(tables)), self._orders, limit)
             self._tables.append((column, wide, torch.tensor(index), whole))
             start = 0
             for number in mine:
@@ -188,3 +199,10 @@ class Prepared:
             wide.copy_(column.batch(part).t())
             if wide is not whole:  # some of it for several columns
                 torch.index_select(wide, 0, index, out=whole)
+
+
+def _table(count: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Memory that NumPy asks for in large pages, of which many fewer are looked up."""
+    if not width:
+        return torch.empty(count, width, dtype=dtype)
+    return torch.from_numpy(np.empty(count * width * dtype.itemsize, np.uint8)).view(dtype).view(count, width)

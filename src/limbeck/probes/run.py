@@ -22,6 +22,7 @@ from limbeck.pilots.schedule import Job
 from limbeck.probes.averaging import label_averaging, partial_label_notes
 from limbeck.probes.cells import train_cells
 from limbeck.probes.stages import Cell, holds_vectors
+from limbeck.probes.workers import worker_count
 from limbeck.selection import SelectionRule, selection_rule
 
 if TYPE_CHECKING:
@@ -38,13 +39,14 @@ def run_probes(
     models: str | Path | None = None,
     resume: bool = True,
     progress: Watcher | None = None,
+    workers: int | None = None,
     say: Say | None = None,
 ) -> PilotResult:
     """Run the pilot of a configuration over vector features, all its cells together.
 
     The folder, the verdict and the report are those of `run_pilot`; the results agree with it to about 1e-6. The report
     also shows what averaging labels does to these features. Where a run was interrupted all cells are trained again:
-    they take seconds, and who was trained with whom stays the same, so the result does too.
+    they take seconds, and who was trained with whom stays the same (with as many workers), so the result does too.
 
     Args:
         config: validated, from `limbeck.config.load_config`; `precision: auto` is float32 here.
@@ -52,6 +54,7 @@ def run_probes(
         models: a Python file of the user's own models, terms and weightings.
         resume: keep what the folder holds where it is complete; False empties it first.
         progress: told of the finished cells.
+        workers: processes that train at once; None: see `limbeck.fit_probes`.
         say: told in a sentence what is trained.
 
     Raises:
@@ -71,6 +74,7 @@ def run_probes(
         progress=progress,
         configuration=config.to_dict(),
         resume=resume,
+        workers=workers,
         say=say,
     )
 
@@ -86,6 +90,7 @@ def probe_arms(
     progress: Watcher | None = None,
     configuration: Mapping[str, Any] | None = None,
     resume: bool = True,
+    workers: int | None = None,
     say: Say | None = None,
 ) -> PilotResult:
     """As `limbeck.pilots.run_arms`, with the cells of all seeds trained together; see `run_probes`."""
@@ -100,10 +105,12 @@ def probe_arms(
                 name=name,
                 progress=progress,
                 configuration=configuration,
+                workers=workers,
                 say=say,
             )
             return PilotResult(kept.record)
     started = time.perf_counter()
+    count = worker_count(workers)
     _check_features(data)
     arms = [_in_float32(arm) for arm in with_plain_student(arms)]
     data.check(splits=("train", "validation", "test"))
@@ -121,7 +128,7 @@ def probe_arms(
             record["command"] = "limbeck probe config.yaml"
 
     with one_thread():
-        _train(data, arms, seeds, rule, folder, name, configuration, say or _quiet)
+        _train(data, arms, seeds, rule, folder, name, configuration, count, say or _quiet)
         return run_arms(
             data,
             arms,
@@ -162,6 +169,7 @@ def _train(
     folder: Path,
     name: str,
     configuration: Mapping[str, Any] | None,
+    workers: int,
     say: Say,
 ) -> None:
     """Leave every cell's files in the folder, teachers first."""
@@ -176,7 +184,7 @@ def _train(
             say(f"training {len(trained)} {role} together")
             cells = [_cell(arm, seed, data, taught_by(arm, teachers[seed])) for arm, seed, _ in trained]
             for (arm, seed, files), fitted, wanted in zip(
-                trained, train_cells(cells, selection=rule), missing, strict=True
+                trained, train_cells(cells, selection=rule, workers=workers), missing, strict=True
             ):
                 if wanted:
                     keep_fitted(arm, fitted, seed, data, files, job.card(arm))

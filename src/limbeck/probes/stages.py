@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.augment import check_teacher_views
+from limbeck.callbacks import Record
 from limbeck.engine import FLOAT32
 from limbeck.fitting import (
     check_student,
@@ -256,6 +257,13 @@ def steps(cell: Cell, selection: str | SelectionRule | None, sources: Sources) -
     fitted.recipe, fitted.earlier, fitted.details, fitted.warnings = recipe, earlier, details, warnings
     fitted.seconds += waiting + sum(one.seconds for one in earlier.values())
     return fitted
+
+
+def finished(stage: Stage, history: list[Record], selected_epoch: int, seconds: float) -> Fitted:
+    """The result of a stage whose model has its weights."""
+    stage.model.eval()
+    training = replace(stage.training, precision=dict(FLOAT32))
+    return Fitted(stage.model, stage.recipe, training, history, selected_epoch, stage.rule.name, stage.seed, seconds)
 
 
 def _transplanted(model: nn.Module, teacher: Teacher, head: Head, train: Data) -> nn.Module:

@@ -42,7 +42,8 @@ def _log_softmax_backward(slope: Tensor, logs: Tensor, dim: int, dtype: torch.dt
 def _std_mean(values: Tensor, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     mean = values.mean(dim, keepdim=True)
     count = values.numel() // mean.numel()
-    spread = (values - mean).square_().sum(dim, keepdim=keepdim).div_(count - correction).sqrt_()
+    centred = values - mean
+    spread = (centred * centred).sum(dim, keepdim=keepdim).div_(count - correction).sqrt_()
     return spread, mean.clone() if keepdim else mean.squeeze(dim)
 
 
@@ -54,6 +55,11 @@ def _nll_loss(logs: Tensor, labels: Tensor, weight: Tensor | None, reduction: in
 
 def _nll_loss_backward(slope: Tensor, logs: Tensor, labels: Tensor, *rest: Any) -> Tensor:
     return torch.zeros_like(logs).scatter(1, labels.unsqueeze(1), -slope.unsqueeze(1))
+
+
+def _mean(values: Tensor, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    total = values.sum(dim, keepdim=keepdim, dtype=dtype)
+    return total / (values.numel() // total.numel())
 
 
 def _full_like(values: Tensor, fill: Any, *rest: Any, **how: Any) -> Tensor:
@@ -76,6 +82,7 @@ _CONSISTS_OF: dict[Any, Callable[..., Any]] = {
     aten._log_softmax.default: _log_softmax,
     aten._log_softmax_backward_data.default: _log_softmax_backward,
     aten.std_mean.correction: _std_mean,
+    aten.mean.dim: _mean,
     aten.nll_loss_forward.default: _nll_loss,
     aten.nll_loss_backward.default: _nll_loss_backward,
     aten.full_like.default: _full_like,
@@ -83,6 +90,26 @@ _CONSISTS_OF: dict[Any, Callable[..., Any]] = {
     aten.ones_like.default: _ones_like,
     aten.new_zeros.default: _new_zeros,
 }
+
+
+def _masked_exp(values: Tensor, *, out: Tensor | None = None) -> Tensor:
+    found = torch.exp(torch.clamp(values, min=_LEAST, out=out), out=out)
+    return torch.threshold(found, _MASKED, 0.0, out=out)
+
+
+def _masked_fill(values: Tensor, mask: Tensor, fill: Any, *, out: Tensor | None = None) -> Tensor:
+    held = fill if isinstance(fill, Tensor) else torch.tensor(fill, dtype=values.dtype)
+    return torch.where(mask, held, values) if out is None else torch.where(mask, held, values, out=out)
+
+
+_LEAST = -64.0
+_MASKED = 2e-28
+"""The exp of less is 0 here, where classes are masked: torch takes ten times as long for numbers near the end of
+float32, as does whatever is done with them, and 2e-28 does not show in any sum."""
+
+_WITH_NUMBERS = ("add", "sub", "mul", "div", "eq", "masked_fill")
+_NUMBERS = ("other", "value")
+"""Operations with a number of this name, which are faster with a tensor that holds it."""
 
 _PUBLIC: dict[Any, Callable[..., Any]] = {
     getattr(aten, function.__name__): function
@@ -92,7 +119,7 @@ _PUBLIC: dict[Any, Callable[..., Any]] = {
         *(torch.scatter_add, torch.unsqueeze, torch.squeeze, torch.clone, torch.full, torch.where, torch.abs),
         *(torch.log1p, torch.pow, torch.reciprocal, torch.cat, torch.eq),
     )
-} | {aten.expand: Tensor.expand}
+} | {aten.expand: Tensor.expand, aten.masked_fill: _masked_fill}
 """The same operations as torch offers them, which reads their arguments faster."""
 
 _UNKNOWN_BEFOREHAND = {
@@ -174,9 +201,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if _UNKNOWN_BEFOREHAND & set(func.tags):
             raise CannotRecordError(f"{func} depends on values")
         function, arguments, written = self._call(func, args, given)
+        masked = func.overloadpacket in (aten.exp, aten.exp_) and bool((args[0] < _LEAST).any())
         found = func(*args, **given)
         if isinstance(found, Tensor):
-            self._write(func, function, arguments, written, found)
+            self._write(func, _masked_exp if masked else function, arguments, written, found)
         elif func is aten.log_sigmoid_forward.default:
             self._step(F.logsigmoid, arguments, found[0])
         elif isinstance(found, tuple) and not written:
@@ -191,7 +219,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The operation as a function of slots alone, and by name the slots that it overwrites."""
         asked = func._schema.arguments
         types = [value.dtype for value in args if isinstance(value, Tensor) and value.is_floating_point()]
-        slots = [self._argument(value, str(by.type), types) for value, by in zip(args, asked, strict=False)]
+        held = _NUMBERS if func.overloadpacket.__name__.rstrip("_") in _WITH_NUMBERS else ()
+        kinds = ["Tensor" if by.name in held else str(by.type) for by in asked]
+        slots = [self._argument(value, kind, types) for value, kind in zip(args, kinds, strict=False)]
         named = {name: self._add(value) for name, value in given.items() if isinstance(value, Tensor)}
         names = dict(zip([by.name for by in asked], slots, strict=False)) | named
         written = {by.name: names[by.name] for by in asked if by.is_write and by.name in names}
@@ -231,7 +261,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "out":
             made = function(*(self.values[slot] for slot in arguments))
             function = function if made.dtype is found.dtype else partial(_as_type, found.dtype, function)
-        else:
+        elif function is not _masked_exp:
             function = _without_overwriting(func, function) or partial(_on_a_copy, function, arguments.index(target))
         self._step(function, arguments, found)
 
@@ -323,7 +353,11 @@ class Tape:
         self.played = _needed([*constant, *after], self.outputs)
         own = {*self._fixed, *(step.result for step in before)}
         asked = [slot for step in self.played for slot in step.arguments] + self.outputs
-        self.carried = [slot for slot in dict.fromkeys(asked) if slot in own]
+        carried = [slot for slot in dict.fromkeys(asked) if slot in own]
+        # The exp of what is carried anyhow, as of log-probabilities, takes less time than carrying it.
+        again = [step for step in before if step.function is torch.exp and {step.result, *step.arguments} <= {*carried}]
+        self.played = [*again, *self.played]
+        self.carried = [slot for slot in carried if slot not in {step.result for step in again}]
         self._before = _needed([*constant, *before], self.carried)
         self.signature = self._sign()
         rows = [shapes[slot] for slot in (*self.carried, *(step.result for step in self.played))]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.callbacks import Record
-from limbeck.engine import FLOAT32
 from limbeck.errors import LimbeckError
 from limbeck.evaluation import GroupCounts
 from limbeck.loop import Fitted, Stage, train_stage
+from limbeck.probes.arrange import MAX_BYTES, arrange, optimiser_kind, sampled_by, share_out
 from limbeck.probes.columns import Column, Orders, Prepared
-from limbeck.probes.losses import Fields, StackedLosses, Work, in_order, recipe_key
-from limbeck.probes.network import StackedNetwork, architecture, layers_of
+from limbeck.probes.losses import Fields, StackedLosses, Work
+from limbeck.probes.network import StackedNetwork, layers_of
 from limbeck.probes.optimisers import StackedOptimiser
+from limbeck.probes.stages import finished
+from limbeck.probes.workers import train_shares
 from limbeck.recipe import Objective
 from limbeck.selection import worst_group
 from limbeck.training import batch_bounds, derive_seed, epoch_order
 from limbeck.weighting import sampling_weights
 
 if TYPE_CHECKING:
-    from limbeck.data import Data
-
-MAX_BYTES = 1 << 30
-"""What one problem may take beside features and teacher outputs: three quarters for the state of its networks (more of
-them are trained in turns), a quarter for what of their losses is computed once for all samples."""
+    pass
 
 RECORDED = 16
 """Steps from which it pays to record what they consist of."""
@@ -42,122 +39,31 @@ _JUDGED = 1 << 25
 """Bytes of validation logits at a time."""
 
 
-def train_stages(stages: Sequence[Stage], *, max_bytes: int = MAX_BYTES) -> list[Fitted]:
+def train_stages(stages: Sequence[Stage], *, max_bytes: int = MAX_BYTES, workers: int = 1) -> list[Fitted]:
     """Train stages: those that can share batches and products together, the others one by one by `train_stage`.
 
     Args:
         stages: from `steps`; their models are trained in place.
         max_bytes: see `MAX_BYTES`.
+        workers: processes to train in at once, where there is enough to do.
 
     Returns:
         The results in the order of the stages.
     """
-    found: dict[int, Fitted] = {}
     blocks, alone = arrange(stages, max_bytes)
-    for block in blocks:
-        fitted = _Block([[stages[place] for place in stream] for stream in block], max_bytes).train()
-        found.update((place, one) for stream, row in zip(block, fitted, strict=True) for place, one in zip(stream, row))
+    shares = share_out(stages, blocks, workers)
+
+    def train(share: int) -> dict[int, Fitted]:
+        found: dict[int, Fitted] = {}
+        for block in shares[share]:
+            fitted = _Block([[stages[place] for place in stream] for stream in block], max_bytes // len(shares)).train()
+            found |= {place: one for stream, row in zip(block, fitted, strict=True) for place, one in zip(stream, row)}
+        return found
+
+    found = train_shares(stages, len(shares), train) if len(shares) > 1 else train(0)
     for place in alone:
         found[place] = train_stage(stages[place])
     return [found[place] for place in range(len(stages))]
-
-
-# Who trains together --------------------------------------------------------------------------------------------------
-
-
-def arrange(stages: Sequence[Stage], max_bytes: int = MAX_BYTES) -> tuple[list[list[list[int]]], list[int]]:
-    """Blocks of streams × columns, as places in `stages`, and the places of those that must be trained alone.
-
-    The stages of a stream see the same batches (features, seed and sampling are the same); those of a column have the
-    same recipe and the same optimiser.
-    """
-    streams: dict[tuple[Any, Any], list[tuple[str, int]]] = defaultdict(list)
-    columns: dict[str, Stage] = {}
-    rows_of: dict[int, tuple[int, ...]] = {}
-    alone = []
-    for place, stage in enumerate(stages):
-        layers = layers_of(stage.model)
-        if layers is None:
-            alone.append(place)
-            continue
-        column = repr((_optimiser_key(stage), recipe_key(stage.recipe)))
-        if id(stage.data) not in rows_of:
-            rows_of[id(stage.data)] = _rows_key(stage.data)
-        shared = (*_shared_key(stage), *rows_of[id(stage.data)], architecture(layers))
-        columns.setdefault(column, stage)
-        streams[shared, _order_key(stage)].append((column, place))
-    numbers = _numbered(columns)
-    blocks: dict[tuple[int, Any], list[list[int]]] = defaultdict(list)
-    for (shared, _), unordered in streams.items():
-        members = sorted((numbers[column], place) for column, place in unordered)
-        limit = max(1, 3 * max_bytes // 4 // _bytes(stages[members[0][1]]))
-        for start in range(0, len(members), limit):
-            part = members[start : start + limit]
-            rows = max(1, limit // len(part))
-            blocks[rows, (shared, tuple(column for column, _ in part))].append([place for _, place in part])
-    cut = []
-    for (rows, *_), whole in blocks.items():
-        cut += [whole[start : start + rows] for start in range(0, len(whole), rows)]
-    return cut, alone
-
-
-def _numbered(columns: Mapping[str, Stage]) -> dict[str, int]:
-    """An order of the columns, the same in every process: by kind of optimiser, then those that share terms together.
-
-    What follows each other is a slice: a call for some columns, or an optimiser, then copies nothing.
-    """
-    stages = list(columns.values())
-    kinds = list(dict.fromkeys(_optimiser_kind(stage) for stage in stages))
-    ranks = in_order([stage.recipe for stage in stages])
-    ordered = sorted(zip((kinds.index(_optimiser_kind(stage)) for stage in stages), ranks, columns, strict=True))
-    return {column: number for number, (*_, column) in enumerate(ordered)}
-
-
-def _shared_key(stage: Stage) -> tuple[Any, ...]:
-    """What all of a block share: features, and how long and in which steps."""
-    data, training = stage.data, stage.training
-    return (id(data.x), training.epochs, training.batch_size, data.num_classes)
-
-
-def _rows_key(data: Data) -> tuple[int, ...]:
-    """Which samples are trained and validated on."""
-    parts = (data.train, data.validation)
-    return tuple(hash(part.parent_rows.tobytes()) for part in parts if part.parent_rows is not None)
-
-
-def _order_key(stage: Stage) -> tuple[Any, ...]:
-    """What all of a stream share: the order of their samples."""
-    by = _sampled_by(stage)
-    return (stage.seed, stage.recipe.sampling, None if by is None else hash(by.numpy().tobytes()))
-
-
-def _sampled_by(stage: Stage) -> Tensor | None:
-    train = stage.data.train
-    if stage.recipe.sampling == "shuffle":
-        return None
-    if stage.recipe.sampling == "group_balanced" and train.groups is not None:
-        return torch.from_numpy(train.groups.index)
-    return torch.from_numpy(np.ascontiguousarray(train.y))
-
-
-def _optimiser_key(stage: Stage) -> tuple[Any, ...]:
-    training = stage.training
-    schedule = training.schedule if isinstance(training.schedule, str) else id(training.schedule)
-    return (*_optimiser_kind(stage), training.learning_rate, training.weight_decay, schedule)
-
-
-def _optimiser_kind(stage: Stage) -> tuple[Any, ...]:
-    """What one optimiser can serve several columns for."""
-    return (stage.training.optimiser, stage.training.momentum)
-
-
-def _bytes(stage: Stage) -> int:
-    """What one network takes while it trains: six copies of its weights, a batch's activations and what its loss makes
-    of them, an epoch's losses."""
-    weights = sum(part.numel() for part in stage.model.parameters())
-    widths = sum(part.out_features for part in stage.model.modules() if isinstance(part, nn.Linear))
-    batch = min(stage.training.batch_size, len(stage.data.train))
-    return 4 * (6 * weights + 16 * batch * (widths + stage.data.num_classes) + len(stage.data.train))
 
 
 # Training a block -----------------------------------------------------------------------------------------------------
@@ -234,7 +140,7 @@ class _Block:
         return Objective(stage.recipe, {**stage.context, **width})
 
     def _sampling(self, stage: Stage) -> Tensor | None:
-        by = _sampled_by(stage)
+        by = sampled_by(stage)
         return None if by is None else sampling_weights(stage.recipe.sampling, by)
 
     def _field(self, name: str, column: int) -> None:
@@ -263,7 +169,7 @@ class _Block:
     def _make_optimisers(self) -> list[StackedOptimiser]:
         """One a kind, over the columns that have it."""
         trainings = [stage.training for stage in self.stages[0]]
-        kinds = [_optimiser_kind(stage) for stage in self.stages[0]]
+        kinds = [optimiser_kind(stage) for stage in self.stages[0]]
         found, start = [], 0
         for _, members in groupby(kinds):
             end = start + len(list(members))
@@ -278,10 +184,13 @@ class _Block:
         for epoch in range(self.training.epochs):
             losses, orders = self._epoch(epoch)
             self._record(epoch, losses, orders, members)
+        for row, stream in enumerate(members):
+            for column, member in enumerate(stream):
+                self.network.write(row, column, member.best)
         seconds = (time.perf_counter() - started) / (self.streams * self.columns)
         return [
-            [self._fitted(row, column, member, seconds) for column, member in enumerate(stream)]
-            for row, stream in enumerate(members)
+            [finished(member.stage, member.history, member.selected, seconds) for member in stream]
+            for stream in members
         ]
 
     def _epoch(self, epoch: int) -> tuple[Tensor, list[Tensor]]:
@@ -415,21 +324,6 @@ class _Block:
             own = logits.gather(0, labels[..., part].unsqueeze(0)).squeeze(0)
             total += ((logits - top).exp_().sum(0).log_() + top - own).sum(2).T
         return [list(stream.numpy()) for stream in predicted], total / count
-
-    def _fitted(self, row: int, column: int, member: _Member, seconds: float) -> Fitted:
-        stage = member.stage
-        self.network.write(row, column, member.best)
-        stage.model.eval()
-        return Fitted(
-            stage.model,
-            stage.recipe,
-            replace(stage.training, precision=dict(FLOAT32)),
-            member.history,
-            member.selected,
-            stage.rule.name,
-            stage.seed,
-            seconds,
-        )
 
 
 _SUPPLIED = ("student_logits", "student_features", "rows", "x", "progress", "epoch")

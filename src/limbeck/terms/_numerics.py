@@ -304,8 +304,7 @@ def _divergence_kernel(
 
 
 def _spoken(teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    log_teacher, p_teacher = softmax_(teacher / temperature)
-    return log_teacher.clamp_(min=LOWEST), p_teacher
+    return spoken_(teacher / temperature)
 
 
 def _ready_kernel(
@@ -341,6 +340,12 @@ def softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:
     p = logits.exp()
     total = p.sum(1, keepdim=True)
     return logits.sub_(total.log()), p.div_(total)
+
+
+def spoken_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """log p, `LOWEST` where there is no probability, and p `[b, C]` of a teacher's logits. May overwrite them."""
+    logs = softmax_(logits)[0].clamp_(min=LOWEST)
+    return logs, logs.exp()
 
 
 def _divergence(

@@ -25,7 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.terms._numerics import LOWEST, RowLoss, check, column, positive, precise, relative, row_term, softmax_
+from limbeck.terms._numerics import (
+    LOWEST,
+    RowLoss,
+    check,
+    column,
+    positive,
+    precise,
+    relative,
+    row_term,
+    softmax_,
+    spoken_,
+)
 
 
 @row_term
@@ -201,8 +212,7 @@ def _ready(
     if beta:
         teacher = teacher.clamp(min=LOWEST)
         kept, some = _kept(teacher, label, refined)
-        log_teacher, p_teacher = softmax_((teacher / temperature).add_(kept))
-        rows += [kept, some, log_teacher.clamp_(min=LOWEST), p_teacher]
+        rows += [kept, some, *spoken_((teacher / temperature).add_(kept))]
     constants = (temperature, confidence_temperature, alpha, beta)
     return RowLoss(_ready_kernel, _ready_plain, tuple(rows), constants)
 
