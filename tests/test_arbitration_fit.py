@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import limbeck as lb
 from limbeck.arbitration import Judge, arbitrate, expected_groups, model
 from limbeck.arbitration.judge import CrossFit, likelihood_of
-from limbeck.arbitration.strata import sides_by_loss
+from limbeck.arbitration.strata import Strata, _threshold, sides_by_loss
 from limbeck.choosing import MERGED, Panel, choose, shares
 from limbeck.data import inject
 from limbeck.errors import ConfigError, DataError, LimbeckError, RecipeError, TeacherError
@@ -340,18 +342,71 @@ def test_noise_in_a_group_that_nobody_declared_is_found_by_a_threshold(noisy: lb
     assert found.noise_strata != arbitrate(noisy, judge=LINEAR, rounds=1, repeats=1).noise_strata
 
 
-def test_the_threshold_tells_high_from_low_loss() -> None:
+def test_the_likeliest_threshold_is_kept_whichever_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(0.0, n=2_000).with_groups("label")
+    y, high = data.y.copy(), data.x[:, 5] > 0.8
+    rng = np.random.default_rng(3)
+    wrong = high & (rng.random(len(y)) < 0.4)
+    y[wrong] = (y[wrong] + rng.integers(1, 3, wrong.sum())) % 3
+    given = data.replace(y=np.array(data.classes)[y], classes=data.classes)
+
+    def sides(values: Any, *_: Any) -> list[Strata]:
+        cuts = (0.2, 0.8, 1.4)
+        return [Strata((), ("low", f"over {cut}"), (values[:, 5] > cut).astype(np.int64)) for cut in cuts]
+
+    monkeypatch.setattr("limbeck.arbitration.fitting.sides_by_loss", sides)
+    found = arbitrate(given, judge=LINEAR, rounds=2, repeats=1)
+    assert found.noise_strata == ("low", "over 0.8")
+
+
+def test_thresholds_are_looked_for_among_some_samples_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    values, training = rng.random((400, 3)), np.arange(400) < 300
-    losses = np.where(values[:300, 1] > 0.7, 1.0, 0.1)
+    values, training = rng.random((3_000, 2)), rng.random(3_000) < 0.7
+    losses = np.where(values[training, 1] > 0.6, 0.7, 0.1) + 0.1 * rng.random(training.sum())
+    monkeypatch.setattr("limbeck.arbitration.strata.SEARCHED", 500)
+    (sides, *_) = sides_by_loss(values, training, losses, ["a", "b"])
+    assert sides.names[1].startswith("b > ")
+    assert float(sides.names[1].split()[-1]) == pytest.approx(0.6, abs=0.03)
+
+
+def test_thresholds_tell_where_no_label_is_sure() -> None:
+    """What is hard but for some easy samples is none."""
+    rng = np.random.default_rng(0)
+    values, training = rng.random((400, 5)), np.arange(400) < 300
+    values[:, 3] = 1 - values[:, 1]  # parts the samples as another one does
+    values[:, 4] = 1.0
+    noisy, hard = values[:300, 1] > 0.7, values[:300, 2] > 0.5
+    losses = np.where(noisy, 0.7, 0.1) + np.where(hard & (rng.random(300) < 0.45), 3.0, 0.0)
     sides = sides_by_loss(values, training, losses, None)
-    assert sides is not None
-    assert sides.names[1].startswith("feature 1 > 0.")
-    np.testing.assert_array_equal(sides.index[:300], losses > 0.5)
-    np.testing.assert_array_equal(sides.index, values[:, 1] > float(sides.names[1].split()[-1]))
-    assert sides_by_loss(values, training, np.ones(300), None) is None
-    assert sides_by_loss(values[:90], training[:90], losses[:90], None) is None  # too few on either side
-    assert sides_by_loss(values.reshape(400, 3, 1), training, losses, None) is None  # a pixel is no attribute
+    assert 1 <= len(sides) <= 3
+    assert sides[0].names[1].startswith("feature 1 > 0.")
+    assert (sides[0].index[:300] == noisy).mean() > 0.97
+    np.testing.assert_array_equal(sides[0].index, values[:, 1] > float(sides[0].names[1].split()[-1]))
+    assert {one.names[0].split()[1] for one in sides} <= {"0", "1", "2"}
+    assert sides_by_loss(values, training, np.ones(300), None) == []
+    assert sides_by_loss(values[:90], training[:90], losses[:90], None) == []  # too few on either side
+    assert sides_by_loss(values.reshape(400, 5, 1), training, losses, None) == []  # a pixel is no attribute
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25)
+def test_a_threshold_is_the_best_of_those_there_are(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    feature, losses = rng.integers(0, 6, 200).astype(float), np.sort(rng.random(200))
+
+    def quartile(side: Any) -> Any:
+        return np.quantile(losses[side], 0.25, method="inverted_cdf")
+
+    gap, threshold = _threshold(feature, losses)
+    cuts = [cut for cut in np.arange(5) + 0.5 if 50 <= (feature > cut).sum() <= 150]
+    sides = [(feature > cut, (feature > cut).mean()) for cut in cuts]
+    expected = [share * (1 - share) * (quartile(side) - quartile(~side)) ** 2 for side, share in sides]
+    assert gap == pytest.approx(max(expected, default=0.0))
+    if gap:
+        side = sides[int(np.argmax(expected))][0]
+        easy = losses < (quartile(side) + quartile(~side)) / 2
+        apart = [share * (1 - share) * (easy[side].mean() - easy[~side].mean()) ** 2 for side, share in sides]
+        assert threshold == cuts[int(np.argmax(apart))]
 
 
 def test_what_is_learned_first_is_the_shortcut_and_never_ones_own_label(monkeypatch: pytest.MonkeyPatch) -> None:

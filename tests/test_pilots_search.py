@@ -196,8 +196,8 @@ def test_the_forecast_counts_the_trials() -> None:
     [
         # Labels, four starts, two rounds, a repeat; two folds each.
         ({"noise": "shared", "shortcut": "declared"}, 2 * (1 + 4 + 2 + 1), 12),
-        # All of it once more for the sides of a threshold, and two rounds with rates of their own.
-        ({}, 2 * (2 * (1 + 4 + 2 + 1) + 2), 22),
+        # All of it again for the sides of each of three thresholds, there with two rounds of rates of their own.
+        ({}, 2 * (8 + 3 * (8 + 2)), 44),
     ],
 )
 def test_the_forecast_counts_the_judges_of_an_arbitration(

@@ -135,12 +135,14 @@ def test_a_class_without_probability_stays_without(name: str, seen: bool) -> Non
 
 def test_nothing_played_is_close_to_the_end_of_float32() -> None:
     """Numbers there take torch many times as long."""
-    call = call_of(CATALOGUE["refined_logits"].function)
+    call = call_of(CATALOGUE["kl_divergence"].function)
     student, fixed = drawn(call, 10, 0)
+    for logits in (student, *fixed):
+        logits[:, 0] -= 390.0  # at a temperature of 4: an exp of 4e-43
     player = Player([(0, Tape(partial(computed, call), [student], fixed), fixed)], 10)
     player(student, [fixed])
     made = [out for *_, out in player.program._steps if out.is_floating_point()]
-    assert len(made) > 20
+    assert len(made) > 10
     assert not any(bool(((out != 0) & (out.abs() < 1e-30)).any()) for out in made)
 
 

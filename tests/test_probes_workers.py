@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +83,7 @@ def test_two_processes_train_the_students_of_one(student: Any, data: lb.Data) ->
     torch.manual_seed(0)
     teacher = mlp()
     recipes = ["erm", "kd", "rld", "lskd", "dkd", "pll", "jtt", "groupdistil", "btkd", "multi_round"]
-    settings = {"teacher": teacher, "recipes": recipes, "seeds": 3, "epochs": 2, "batch_size": 64}
+    settings = {"teacher": teacher, "recipes": recipes, "seeds": 3, "epochs": 2, "batch_size": 32}
     state = torch.get_rng_state()
     one = lb.fit_probes(student, data, **settings, workers=1)
     for count in (2, 3):
@@ -126,7 +129,7 @@ def test_a_defect_in_a_worker_is_told_with_its_traceback() -> None:
 
 
 def test_a_worker_that_is_killed_is_told() -> None:
-    with pytest.raises(LimbeckError, match=r"ended from outside .exit code -9.*workers to 1"):
+    with pytest.raises(LimbeckError, match=r"before it had answered .exit code -9.*workers to 1"):
         trained([], lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
@@ -141,6 +144,55 @@ def test_an_error_here_leaves_no_worker_behind() -> None:
         train_shares([], 3, train)
     assert not multiprocessing.active_children()
     assert torch.get_num_threads() == threads
+
+
+def test_a_handler_of_the_caller_keeps_no_worker_alive() -> None:
+    def train(share: int) -> dict[int, Fitted]:
+        while share:
+            time.sleep(1.0)
+        raise LimbeckError("here")
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(LimbeckError, match=r"^here$"):
+            train_shares([], 2, train)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_workers_do_not_outlive_the_process_that_started_them(tmp_path: Path) -> None:
+    script = """
+import os, sys, time
+from pathlib import Path
+from limbeck.probes.workers import train_shares
+def train(share):
+    Path(sys.argv[1], str(share)).write_text(str(os.getpid()))
+    time.sleep(600)
+train_shares([], 3, train)
+"""
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) as first:
+        try:
+            pids = [int(wait_for(lambda p=tmp_path / str(share): p.exists() and p.read_text())) for share in range(3)]
+            assert pids[0] == first.pid
+        finally:
+            first.kill()
+    assert wait_for(lambda: not any(running(pid) for pid in pids))
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and not only waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(answer: Any) -> Any:
+    for _ in range(600):
+        if found := answer():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("waited for a minute")
 
 
 def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,9 @@ def pilot(
 @click.option("--resume/--fresh", default=True, help="Keep what the run folder holds (default), or empty it first.")
 @click.option("--seeds", type=click.IntRange(min=1), help="How many of the configuration's seeds to run.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes that train at once; by default one a core (on Linux)."
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that train at once; by default as many as torch has threads (on Linux).",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.option("--open", "open_report", is_flag=True, help="Open the report in a browser.")

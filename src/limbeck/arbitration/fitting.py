@@ -85,7 +85,8 @@ def arbitrate(
         gamma: how far the weights even out the cells (attribute, class), 0 to 1; .7 was good throughout.
         noise: `shared` for one matrix; `per_group` for one of each value of the attribute, shrunk to the shared one;
             `auto` for the shared one with a rate for each value, where labels are likelier by it than by chance, and
-            else `shared`; where no attribute is known, with a rate for either side of a threshold in one feature.
+            else `shared`; where no attribute is known, with a rate for either side of a threshold in one feature, of
+            which the three likeliest are tried.
         repeats: divisions into folds in the last round; their evidence is averaged.
         bootstrap: replicates behind the spread of posterior, noise and scale.
         protect: classes or groups by name, with the share of them that may be corrected; a list stands for 0.
@@ -135,11 +136,11 @@ def arbitrate(
         heard, listening = BY_HEART, False
         run = searched(strata, listening)
     if noise == "auto" and len(strata.names) == 1:
-        sides = sides_by_loss(seen.x, part.split == 0, -run.labels_right.fit.log_likelihood, seen.feature_names)
-        if sides is not None:
-            apart = searched(sides, listening)
-            if apart.own and apart.noisy and apart.surely_ahead(apart.single, run.single):
-                run = apart
+        losses = -run.labels_right.fit.log_likelihood
+        sides = sides_by_loss(seen.x, part.split == 0, losses, seen.feature_names)
+        tried = (searched(each, listening) for each in sides)
+        ahead = [one for one in tried if one.own and one.noisy and one.surely_ahead(one.single, run.single)]
+        run = max(ahead, key=lambda one: _likelihood(one.single), default=run)
     target, held = run.fit.posterior, np.zeros(len(run.given), bool)
     for rows, cap in guarded.values():
         target, pinned = model.hold_back(target, run.given, rows, cap)

@@ -15,10 +15,16 @@ from limbeck.data.columns import declare
 from limbeck.errors import DataError, unknown_name
 
 UNKNOWN = "unknown"
-SEARCHED = 10_000
+SEARCHED = 4_000
 """Samples that a threshold is looked for among, at most."""
 LEAST_SIDE = 50
 """Samples on either side of it, at least; and one in twenty."""
+GRID = 40
+"""Thresholds that are tried in a feature, at most."""
+THRESHOLDS = 3
+"""Of how many features they are tried as what noise depends on."""
+ALIKE = 0.98
+"""Share of samples up to which two features part them differently."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,34 +81,75 @@ def is_found(shortcut: str, strata: Strata) -> bool:
 
 def sides_by_loss(
     values: Any, training: NDArray[np.bool_], losses: Floats, names: Sequence[str] | None
-) -> Strata | None:
-    """The two sides of the threshold in one feature that tells samples of high from those of low loss best.
+) -> list[Strata]:
+    """The two sides of thresholds in single features between which noise may differ, the likeliest first.
+
+    Of samples that are hard to judge some are easy nevertheless; of samples with noisy labels none is, as no judge can
+    be sure of them. So sides differ most in the loss of their easiest quarter.
 
     Args:
-        values: features `[N, D]`; other inputs have no such threshold, None.
+        values: features `[N, D]`; other inputs have no such threshold.
         training: which samples are training samples `[N]` bool.
         losses: of these `[n]`, from a judge that has not learned their labels.
         names: of the features.
+
+    Returns:
+        `THRESHOLDS` at most, of different features that part the samples differently.
     """
     if not isinstance(values, np.ndarray) or values.ndim != 2:
-        return None
-    from sklearn.tree import DecisionTreeRegressor
-
+        return []
     rows = np.flatnonzero(training)
-    chosen = np.arange(len(rows))
+    chosen = np.argsort(losses, kind="stable")
     if len(rows) > SEARCHED:
-        chosen = np.random.default_rng(0).choice(chosen, SEARCHED, replace=False)
-    least = max(LEAST_SIDE, len(chosen) // 20)
-    if len(chosen) < 2 * least:
-        return None
-    tree = DecisionTreeRegressor(max_depth=1, min_samples_leaf=least, random_state=0)
-    tree.fit(values[rows[chosen]], losses[chosen])
-    if tree.tree_.node_count == 1:
-        return None
-    feature, threshold = int(tree.tree_.feature[0]), float(tree.tree_.threshold[0])
-    name = f"feature {feature}" if names is None else names[feature]
-    sides = (f"{name} <= {threshold:.4g}", f"{name} > {threshold:.4g}")
-    return Strata((), sides, (values[:, feature] > threshold).astype(np.int64))
+        chosen = chosen[np.sort(np.random.default_rng(0).choice(len(rows), SEARCHED, replace=False))]
+    ordered, easiest = values[rows[chosen]], losses[chosen]
+    best = [_threshold(feature, easiest) for feature in ordered.T]
+    found: list[Strata] = []
+    kept: list[NDArray[np.bool_]] = []
+    for feature in np.argsort([-gap for gap, _ in best], kind="stable"):
+        gap, threshold = best[feature]
+        above = ordered[:, feature] > threshold
+        if not gap or len(found) == THRESHOLDS:
+            break
+        if any(max((above == other).mean(), (above != other).mean()) > ALIKE for other in kept):
+            continue
+        kept.append(above)
+        name = f"feature {feature}" if names is None else names[feature]
+        sides = (f"{name} <= {threshold:.4g}", f"{name} > {threshold:.4g}")
+        found.append(Strata((), sides, (values[:, feature] > threshold).astype(np.int64)))
+    return found
+
+
+def _threshold(feature: Floats, losses: Floats) -> tuple[float, float]:
+    """How far apart the lower quartiles of the losses are at most, 0 where there is none, and a threshold.
+
+    A quarter of the samples leaves room where exactly noise begins: that is where the shares of easy samples are
+    furthest apart, whose loss is closer to the lower of the two quartiles.
+
+    Args:
+        feature: of samples in the order of their losses `[n]`.
+        losses: in this order.
+    """
+    count, values = len(losses), np.unique(feature)
+    if len(values) > GRID:
+        values = np.unique(np.quantile(feature, np.linspace(0.0, 1.0, GRID + 1)))
+    cuts = (values[:-1] + values[1:]) / 2
+    least = max(LEAST_SIDE, count // 20)
+    above = feature[:, None] > cuts
+    tried = (above.sum(0) >= least) & (count - above.sum(0) >= least)
+    if not tried.any():
+        return 0.0, 0.0
+    above, cuts = above[:, tried], cuts[tried]
+    sizes = above.sum(0)
+    balance = sizes * (count - sizes) / count**2
+    high = losses[(above.cumsum(0) >= sizes / 4).argmax(0)]
+    low = losses[((~above).cumsum(0) >= (count - sizes) / 4).argmax(0)]
+    gaps = balance * (high - low) ** 2
+    place = gaps.argmax()
+    easy = int(np.searchsorted(losses, (high[place] + low[place]) / 2))
+    inside = above[:easy].sum(0)
+    shares = inside / sizes - (easy - inside) / (count - sizes)
+    return float(gaps[place]), float(cuts[(balance * shares**2).argmax()])
 
 
 def _of_columns(data: Data, columns: tuple[str, ...]) -> Strata:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from limbeck.arbitration.fitting import starts
 from limbeck.arbitration.judge import as_judge, evidence_data
-from limbeck.arbitration.strata import strata_of
+from limbeck.arbitration.strata import THRESHOLDS, strata_of
 from limbeck.callbacks import RunState
 from limbeck.fitting import fit
 from limbeck.modes import evaluating, one_thread
@@ -315,12 +315,16 @@ def _judges(asked: Arbitrate, data: Data, small: Data, teacher: Teacher | None) 
     epoch = len(batch_bounds(inside, training.batch_size)) * step + (len(data.train) - inside) * a_sample
     afterwards = (len(data.train) - inside + len(data.validation)) * a_sample
     alone = 1 + len(starts(data.num_classes)) + asked.rounds + REPEATS - 1
-    # Where no attribute is known, everything once more for the sides of a threshold; with rates of their own.
-    again = asked.noise == "auto" and not strata_of(data, asked.attribute).columns
-    alone = (2 * alone if again else alone) + (asked.rounds if asked.noise == "auto" else 0)
-    heard = 0 if teacher is None or asked.witness == "never" else alone + 1 + again
-    doubted = asked.witness == "auto"  # where the teacher turns out to know the labels by heart
-    trained = asked.folds * (heard + alone if heard and doubted else heard or alone)
+    # Where no attribute is known, everything again for the sides of each threshold; with rates of their own.
+    again = THRESHOLDS if asked.noise == "auto" and not strata_of(data, asked.attribute).columns else 0
+    apart = asked.rounds if asked.noise == "auto" else 0
+    first = alone + (0 if again else apart)
+    every = first + again * (alone + apart)
+    if teacher is not None and asked.witness != "never":
+        # One hypothesis more a search; all again where the teacher turns out to know the labels by heart.
+        heard = every + 1 + again
+        every = max(heard, first + 1 + every) if asked.witness == "auto" else heard
+    trained = asked.folds * every
     return trained * (training.epochs * epoch + afterwards)
 
 

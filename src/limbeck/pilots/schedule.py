@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +28,7 @@ from limbeck.pilots.choices import Choices
 from limbeck.pilots.progress import Watcher
 from limbeck.pilots.search import Variant
 from limbeck.pilots.sharing import STORES, Sharing
+from limbeck.processes import follow_parent
 from limbeck.selection import SelectionRule, selection_rule
 
 if TYPE_CHECKING:
@@ -337,7 +336,7 @@ class LocalPool:
         for _ in range(ATTEMPTS):
             if self._executor is None:
                 # A forked process would inherit torch's threads in an unknown state.
-                self._executor = ProcessPoolExecutor(self._size, multiprocessing.get_context("spawn"), _begin)
+                self._executor = ProcessPoolExecutor(self._size, multiprocessing.get_context("spawn"), follow_parent)
             try:
                 future = self._executor.submit(work, order, key, seed)
             except BrokenProcessPool:
@@ -497,16 +496,3 @@ def _loaded(section: str) -> Data:
 def with_variants(arms: Mapping[str, Arm], variants: Sequence[Variant]) -> dict[str, Arm]:
     """The arms by key, some of them with other settings or joined by their trials."""
     return {**arms, **{variant.key: variant.of(arms[variant.base]) for variant in variants}}
-
-
-def _begin() -> None:
-    """A process must not outlive the one that started it, nor answer an interruption with a traceback."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()

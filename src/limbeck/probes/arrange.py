@@ -69,6 +69,11 @@ def arrange(stages: Sequence[Stage], max_bytes: int = MAX_BYTES) -> tuple[list[B
     return cut, alone
 
 
+def worthwhile(stages: Sequence[Stage], workers: int) -> int:
+    """How many of these processes are worth starting, one at least."""
+    return max(1, min(workers, sum(map(_cost, stages)) // WORTH_A_WORKER))
+
+
 def share_out(stages: Sequence[Stage], blocks: Sequence[Block], workers: int) -> list[list[Block]]:
     """Blocks for each of several processes, in which about as much is to be done.
 
@@ -76,13 +81,9 @@ def share_out(stages: Sequence[Stage], blocks: Sequence[Block], workers: int) ->
     those that have most in common stay together.
 
     Returns:
-        One list a process; of fewer processes where there is too little to do, one at least.
+        One list a process; of fewer processes where there are too few parts.
     """
     costs = [[_cost(stages[place]) for place in block[0]] for block in blocks]
-    whole = sum(len(block) * sum(own) for block, own in zip(blocks, costs, strict=True))
-    workers = max(1, min(workers, whole // WORTH_A_WORKER))
-    if workers == 1:
-        return [list(blocks)]
     parts: list[tuple[int, Block]] = []
     for block, own in zip(blocks, costs, strict=True):
         if len(block) % workers and len(own) >= workers:

@@ -115,7 +115,7 @@ _PUBLIC: dict[Any, Callable[..., Any]] = {
     getattr(aten, function.__name__): function
     for function in (
         *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.exp, torch.expm1, torch.log, torch.sqrt),
-        *(torch.square, torch.sigmoid, torch.sum, torch.mean, torch.amax, torch.clamp, torch.gather, torch.scatter),
+        *(torch.square, torch.sigmoid, torch.sum, torch.amax, torch.clamp, torch.gather, torch.scatter),
         *(torch.scatter_add, torch.unsqueeze, torch.squeeze, torch.clone, torch.full, torch.where, torch.abs),
         *(torch.log1p, torch.pow, torch.reciprocal, torch.cat, torch.eq),
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from limbeck.callbacks import Record
 from limbeck.errors import LimbeckError
 from limbeck.evaluation import GroupCounts
 from limbeck.loop import Fitted, Stage, train_stage
-from limbeck.probes.arrange import MAX_BYTES, arrange, optimiser_kind, sampled_by, share_out
+from limbeck.probes.arrange import MAX_BYTES, arrange, optimiser_kind, sampled_by, share_out, worthwhile
 from limbeck.probes.columns import Column, Orders, Prepared
 from limbeck.probes.losses import Fields, StackedLosses, Work
 from limbeck.probes.network import StackedNetwork, layers_of
@@ -28,9 +28,6 @@ from limbeck.recipe import Objective
 from limbeck.selection import worst_group
 from limbeck.training import batch_bounds, derive_seed, epoch_order
 from limbeck.weighting import sampling_weights
-
-if TYPE_CHECKING:
-    pass
 
 RECORDED = 16
 """Steps from which it pays to record what they consist of."""
@@ -50,17 +47,19 @@ def train_stages(stages: Sequence[Stage], *, max_bytes: int = MAX_BYTES, workers
     Returns:
         The results in the order of the stages.
     """
-    blocks, alone = arrange(stages, max_bytes)
+    workers = worthwhile(stages, workers)
+    most = max_bytes // workers
+    blocks, alone = arrange(stages, most)
     shares = share_out(stages, blocks, workers)
 
     def train(share: int) -> dict[int, Fitted]:
         found: dict[int, Fitted] = {}
         for block in shares[share]:
-            fitted = _Block([[stages[place] for place in stream] for stream in block], max_bytes // len(shares)).train()
+            fitted = _Block([[stages[place] for place in stream] for stream in block], most).train()
             found |= {place: one for stream, row in zip(block, fitted, strict=True) for place, one in zip(stream, row)}
         return found
 
-    found = train_shares(stages, len(shares), train) if len(shares) > 1 else train(0)
+    found = train_shares(stages, len(shares), train) if len(shares) > 1 else train(0) if shares else {}
     for place in alone:
         found[place] = train_stage(stages[place])
     return [found[place] for place in range(len(stages))]

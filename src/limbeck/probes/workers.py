@@ -28,6 +28,7 @@ from limbeck.errors import ConfigError, LimbeckError
 from limbeck.loop import Fitted, Stage
 from limbeck.modes import one_thread
 from limbeck.probes.stages import finished
+from limbeck.processes import follow_parent
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess  # there is none on Windows
@@ -42,8 +43,8 @@ def why_not() -> str:
         return "processes are forked, which is only safe on Linux"
     if torch.cuda.is_available():
         return "processes cannot be forked beside CUDA"
-    if multiprocessing.current_process().daemon:
-        return "this is itself a worker process, which may not start others"
+    if multiprocessing.parent_process() is not None:
+        return "this is itself a worker process, which does not start others"
     return ""
 
 
@@ -85,11 +86,11 @@ def train_shares(stages: Sequence[Stage], count: int, train: Train) -> dict[int,
         for process, connection in others:
             try:
                 found |= _received(connection, stages)
-            except EOFError:
+            except (EOFError, OSError):
                 process.join()
                 raise LimbeckError(
-                    f"a process that trained some of the probes was ended from outside (exit code {process.exitcode}), "
-                    "perhaps for want of memory; set workers to 1 or max_bytes to less"
+                    f"a process that trained some of the probes ended before it had answered (exit code "
+                    f"{process.exitcode}), perhaps for want of memory; set workers to 1 or max_bytes to less"
                 ) from None
     return found
 
@@ -113,26 +114,26 @@ def _forked(shares: Sequence[int], train: Train) -> Iterator[list[tuple[ForkProc
     finally:
         for process, here in started:
             here.close()
-            process.terminate()
+            process.kill()
             process.join()
 
 
 def _work(connection: Connection, train: Train, share: int) -> None:
     """What a forked process does: send what went wrong or the records, then the weights."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process is told, and ends the others
+    follow_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the first process does then is not this one's to do
     torch.set_num_threads(1)
     try:
         found = train(share)
+        weights = {_name(place, number): part for place, one in found.items() for number, part in _trained(one.model)}
+        records = [(place, one.history, one.selected_epoch, one.seconds) for place, one in found.items()]
+        answer, tensors = json.dumps({"records": records}), save(weights)
     except LimbeckError as error:
-        connection.send_bytes(json.dumps({"error": type(error).__name__, "said": str(error)}).encode())
-        return
+        answer, tensors = json.dumps({"error": type(error).__name__, "said": str(error)}), b""
     except Exception:
-        connection.send_bytes(json.dumps({"error": LimbeckError.__name__, "said": traceback.format_exc()}).encode())
-        return
-    weights = {_name(place, number): part for place, one in found.items() for number, part in _trained(one.model)}
-    records = [(place, one.history, one.selected_epoch, one.seconds) for place, one in found.items()]
-    connection.send_bytes(json.dumps({"records": records}).encode())
-    connection.send_bytes(save(weights))
+        answer, tensors = json.dumps({"error": LimbeckError.__name__, "said": traceback.format_exc()}), b""
+    connection.send_bytes(answer.encode())
+    connection.send_bytes(tensors)
 
 
 def _received(connection: Connection, stages: Sequence[Stage]) -> dict[int, Fitted]:

@@ -287,7 +287,7 @@ def divergence(
 def _ready_divergence(
     teacher: Tensor, student_temperature: float, teacher_temperature: float, factor: float
 ) -> RowLoss:
-    rows = _spoken(precise(teacher), teacher_temperature)
+    rows = spoken_(precise(teacher) / teacher_temperature)
     return RowLoss(_ready_kernel, _ready_plain, rows, (student_temperature, factor))
 
 
@@ -299,12 +299,8 @@ def _divergence_kernel(
     factor: float,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    spoken = _spoken(teacher.to(student.dtype), teacher_temperature)
+    spoken = spoken_(teacher.to(student.dtype) / teacher_temperature)
     return _ready_kernel(student, *spoken, student_temperature, factor, wanted)
-
-
-def _spoken(teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    return spoken_(teacher / temperature)
 
 
 def _ready_kernel(
@@ -344,7 +340,12 @@ def softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def spoken_(logits: Tensor) -> tuple[Tensor, Tensor]:
     """log p, `LOWEST` where there is no probability, and p `[b, C]` of a teacher's logits. May overwrite them."""
-    logs = softmax_(logits)[0].clamp_(min=LOWEST)
+    if short_rows(logits.shape[1]):
+        logits.sub_(logits.amax(1, keepdim=True))
+        logs = logits.sub_(logits.exp().sum(1, keepdim=True).log_())
+    else:
+        logs = torch.log_softmax(logits, 1)
+    logs.clamp_(min=LOWEST)
     return logs, logs.exp()
 
 
