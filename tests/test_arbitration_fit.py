@@ -317,13 +317,18 @@ def test_where_no_attribute_is_known_what_is_learned_first_says_which_cells_to_e
     assert not np.array_equal(both.counts, declared.counts)
 
 
-def test_noise_in_a_group_that_nobody_declared_is_found_by_a_threshold(noisy: lb.Data) -> None:
-    data = make(0.0, n=3_000).with_groups("label")
+def noisy_over_a_threshold(n: int) -> tuple[lb.Data, lb.Data]:
+    """Without noise, and with 40 % of wrong labels where the last feature is over .8."""
+    data = make(0.0, n=n).with_groups("label")
     y, high = data.y.copy(), data.x[:, 5] > 0.8
     rng = np.random.default_rng(3)
     wrong = high & (rng.random(len(y)) < 0.4)
     y[wrong] = (y[wrong] + rng.integers(1, 3, wrong.sum())) % 3
-    given = data.replace(y=np.array(data.classes)[y], classes=data.classes, feature_names=list("abcdef"))
+    return data, data.replace(y=np.array(data.classes)[y], classes=data.classes, feature_names=list("abcdef"))
+
+
+def test_noise_in_a_group_that_nobody_declared_is_found_by_a_threshold(noisy: lb.Data) -> None:
+    data, given = noisy_over_a_threshold(3_000)
     found = arbitrate(given, judge=LINEAR, rounds=3, repeats=1)
     (low_name, low), (high_name, rate) = found.noise_rates.items()
     assert low_name.startswith("f <= ")
@@ -343,12 +348,7 @@ def test_noise_in_a_group_that_nobody_declared_is_found_by_a_threshold(noisy: lb
 
 
 def test_the_likeliest_threshold_is_kept_whichever_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = make(0.0, n=2_000).with_groups("label")
-    y, high = data.y.copy(), data.x[:, 5] > 0.8
-    rng = np.random.default_rng(3)
-    wrong = high & (rng.random(len(y)) < 0.4)
-    y[wrong] = (y[wrong] + rng.integers(1, 3, wrong.sum())) % 3
-    given = data.replace(y=np.array(data.classes)[y], classes=data.classes)
+    _, given = noisy_over_a_threshold(2_000)
 
     def sides(values: Any, *_: Any) -> list[Strata]:
         cuts = (0.2, 0.8, 1.4)
