@@ -126,16 +126,6 @@ def write_at(file: RawIOBase, values: NDArray[Any], offset: int) -> None:
         left = left[file.write(left) or 0 :]
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """A small file, whole or not at all: written beside, flushed to disk, renamed."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
 def sync_folder(path: Path) -> None:
     """Make renames and new names in a folder last through a loss of power."""
     if os.name == "nt":  # there a folder cannot be opened, and renames are journalled

@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from limbeck.checkpoint import write_atomically
 from limbeck.errors import StoreError
 from limbeck.predict import InputReader
 from limbeck.teachers.base import Teacher, batch_axis, checked_outputs, describe, reads_inputs, require
 from limbeck.teachers.encoding import Encoding, check_dtype, encoding_for
-from limbeck.teachers.layout import Layout, sync_folder, write_at, write_atomically
+from limbeck.teachers.layout import Layout, sync_folder, write_at
 
 if TYPE_CHECKING:
     from limbeck.data import Data
@@ -196,7 +197,7 @@ def write_shards(path: Path, job: Job, progress: bool | Report | None, part: tup
                 for samples in writer.batches(shard):
                     done += samples
                     report(done, total)
-                write_atomically(_marker(partial, shard), json.dumps(writer.finish(shard)))
+                write_atomically(_marker(partial, shard), json.dumps(writer.finish(shard)).encode())
     finally:
         writer.close()
 
@@ -261,7 +262,7 @@ def finish(path: Path) -> None:
         arrays = plan.layout.map(partial / OUTPUTS)
         others = {name: checksum(arrays[name]) for name in arrays if name not in shards[0]["crc32"]}
         manifest = {**plan.manifest, "crc32": others, "shards": shards}
-        write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        write_atomically(partial / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     shutil.rmtree(partial / _DONE, ignore_errors=True)
     (partial / _PLAN).unlink(missing_ok=True)
     for left in partial.glob("*.json.*"):  # of a writer that was killed inside a write
@@ -402,7 +403,7 @@ def _begun(path: Path, partial: Path, job: Job) -> Plan:
         for name, values in fixed.items():
             write_at(file, values, plan.layout.entries[name].start)
         os.fsync(file.fileno())
-    write_atomically(preparing / _PLAN, plan.to_json())
+    write_atomically(preparing / _PLAN, plan.to_json().encode())
     if path.exists():
         # Another process has made the store whole meanwhile, and its folder has this name now.
         shutil.rmtree(preparing, ignore_errors=True)
