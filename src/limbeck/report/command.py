@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import ConfigError, LimbeckError, unknown_name
-from limbeck.report.evidence import EVIDENCE, gather, with_evidence
+from limbeck.report import evidence
+from limbeck.report.evidence import EVIDENCE, with_evidence
 from limbeck.report.language import load_language
 from limbeck.report.page import write_html, write_json, write_markdown
 from limbeck.report.pdf import write_pdf
@@ -93,7 +94,7 @@ def _measure(
     say("measuring cost, corrections and features")
     try:
         data, arms = plan(load_config(str(config)), models)
-        gather(PilotResult(record, folder), data, arms, models, again=again)
+        evidence.gather(PilotResult(record, folder), data, arms, models, again=again)
     except LimbeckError as error:
         say(f"cost, corrections and features are left out: {error}")
         return
