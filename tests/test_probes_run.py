@@ -120,6 +120,7 @@ def test_workers_change_nothing_that_is_told(
 ) -> None:
     monkeypatch.setattr(arrange, "WORTH_A_WORKER", 1)
     found = run_probes(settings(file), output=tmp_path / "run", workers=2)
+    assert found.record["machine"]["workers"] == 2
     assert found.verdict == run.verdict
     for one, other in zip(found.record["models"], run.record["models"], strict=True):
         for mine, theirs in zip(one["runs"], other["runs"], strict=True):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,15 @@ def test_an_error_of_a_worker_keeps_its_kind() -> None:
 def test_a_defect_in_a_worker_is_told_with_its_traceback() -> None:
     with pytest.raises(LimbeckError, match=r"(?s)Traceback.*ZeroDivisionError"):
         trained([], lambda: 1 / 0)
+
+
+def test_a_warning_of_a_worker_is_heard_here() -> None:
+    def warn() -> dict[int, Fitted]:
+        warnings.warn("nearly singular", RuntimeWarning, stacklevel=1)
+        return {}
+
+    with pytest.warns(RuntimeWarning, match=r"^nearly singular$"):
+        assert trained([], warn) == {}
 
 
 def test_a_worker_that_is_killed_is_told() -> None:

@@ -124,6 +124,8 @@ def probe_arms(
         record["averaging"] = label_averaging(data)
         record["warnings"] = list(dict.fromkeys([*record["warnings"], *partial_label_notes(data, recipes)]))
         record["seconds"] = time.perf_counter() - started
+        # The last digits of the weights depend on it: who is trained with whom.
+        record["machine"]["workers"] = count
         if configuration is not None:
             record["command"] = "limbeck probe config.yaml"
 

@@ -7,6 +7,7 @@ then, and nothing but the trained weights and the records of the epochs comes ba
 
 from __future__ import annotations
 
+import builtins
 import json
 import multiprocessing
 import signal
@@ -119,15 +120,17 @@ def _forked(shares: Sequence[int], train: Train) -> Iterator[list[tuple[ForkProc
 
 
 def _work(connection: Connection, train: Train, share: int) -> None:
-    """What a forked process does: send what went wrong or the records, then the weights."""
+    """What a forked process does: send what went wrong, or records and warnings, then the weights."""
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the first process does then is not this one's to do
     torch.set_num_threads(1)
     try:
-        found = train(share)
+        with warnings.catch_warnings(record=True) as caught:
+            found = train(share)
         weights = {_name(place, number): part for place, one in found.items() for number, part in _trained(one.model)}
         records = [(place, one.history, one.selected_epoch, one.seconds) for place, one in found.items()]
-        answer, tensors = json.dumps({"records": records}), save(weights)
+        warned = [(kept.category.__name__, str(kept.message)) for kept in caught]
+        answer, tensors = json.dumps({"records": records, "warned": warned}), save(weights)
     except LimbeckError as error:
         answer, tensors = json.dumps({"error": type(error).__name__, "said": str(error)}), b""
     except Exception:
@@ -141,6 +144,8 @@ def _received(connection: Connection, stages: Sequence[Stage]) -> dict[int, Fitt
     said = json.loads(connection.recv_bytes())
     if "error" in said:
         raise getattr(errors, said["error"], LimbeckError)(said["said"])
+    for category, text in said["warned"]:
+        warnings.warn(text, getattr(builtins, category, UserWarning), stacklevel=2)
     weights = load(connection.recv_bytes())
     found = {}
     for place, *record in said["records"]:
