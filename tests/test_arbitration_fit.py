@@ -150,7 +150,7 @@ def test_the_loss_of_a_judge_is_the_likelihood_of_the_model() -> None:
     said = likelihood_of(torch.from_numpy(np.log(prior)), torch.from_numpy(np.log(model.columns(noise, given))))
     loss = said(torch.from_numpy(logits), torch.arange(40)).sum()
     q, likely = model.softmax(logits + np.log(prior)), model.columns(noise, given)
-    assert -float(loss) == pytest.approx(model.likelihood(q, likely), rel=1e-12)
+    assert -float(loss) == pytest.approx(model.log_likelihood(q, likely).sum(), rel=1e-12)
 
 
 # A teacher as a witness -----------------------------------------------------------------------------------------------
@@ -240,9 +240,9 @@ def test_a_matrix_of_each_group_where_one_group_is_mislabelled() -> None:
     assert max(rates["side=a"], rates["side=c"]) < 0.03
 
 
-def one_side_mislabelled() -> lb.Data:
+def one_side_mislabelled(rate: float = 0.4) -> lb.Data:
     by_side = make(0.0, n=3_000).with_groups("side")
-    return inject.label_noise(by_side, rate=0.0, group={"side=b": 0.4}, seed=1).with_groups(["label", "side"])
+    return inject.label_noise(by_side, rate=0.0, group={"side=b": rate}, seed=1).with_groups(["label", "side"])
 
 
 def test_a_rate_of_each_group_is_found_where_they_differ_and_only_there(noisy: lb.Data, found: lb.Arbitration) -> None:
@@ -258,6 +258,26 @@ def test_a_rate_of_each_group_is_found_where_they_differ_and_only_there(noisy: l
     assert not found.noise_rates
     assert found.history[-1]["hypothesis"] == "a rate for each value of the attribute"
     assert arbitrate(make(0.0), judge=LINEAR, rounds=2, repeats=1).noise_by_stratum is None
+
+
+@pytest.mark.parametrize(("count", "rate", "is_found"), [(1_800, 0.4, True), (200, 0.15, False)])
+def test_a_teacher_that_has_learned_by_heart_shows_where_one_group_is_mislabelled(
+    count: int, rate: float, is_found: bool
+) -> None:
+    """Whether or not the noise is surely found; one that knows the classes is heard either way."""
+    data = one_side_mislabelled(rate)
+    data = data.subset(np.concatenate([np.flatnonzero(data.split == 0)[:count], np.flatnonzero(data.split > 0)]))
+    honest = lb.fit(student, make(0.0, seed=5), recipe="erm", epochs=10, learning_rate=0.05, batch_size=64)
+    said = torch.softmax(collect(as_teacher(honest), data)["logits"], 1).double().numpy()
+    quick: dict[str, Any] = {"judge": LINEAR, "rounds": 2, "repeats": 1}
+    assert arbitrate(data, spoken(data, said), **quick).teacher == "heard"
+    training = data.split == 0
+    said[training] = 0.98 * np.eye(3)[data.y[training]] + 0.02 / 3
+    found = arbitrate(data, spoken(data, said), **quick)
+    assert "by heart" in found.teacher
+    assert found.noise_rates == (
+        pytest.approx({"side=a": 0, "side=b": rate, "side=c": 0}, abs=0.05) if is_found else {}
+    )
 
 
 def test_validation_labels_are_read_through_the_rates_of_their_own_group() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.stats import chi2
 from torch import nn
 
 from limbeck.arbitration import model
@@ -28,8 +30,10 @@ STARTS = (0.9, 0.75, 0.6, 0.4)
 HEART_SCALES, HEART_TRUSTS = (0.25, 0.5, 1.0), (0.0, 0.25, 0.5, 1.0)
 HEART_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 """Where it is looked for whether validation labels are noisier through a teacher's eyes than training labels."""
-SURE_NATS = 3.32
-"""Half the .99 quantile of χ² with one degree of freedom."""
+NOISIER = 0.02
+"""By how much at least."""
+SURE = 0.01
+"""How often a teacher that has not learned them would be taken for one that has (χ², a degree a rate)."""
 LEAST_GAIN = 0.5
 """Nats by which another round must explain the labels better for yet another one."""
 RATES = tuple(np.round(np.concatenate([np.arange(0, 0.3, 0.02), np.arange(0.3, 0.71, 0.05)]), 3).tolist())
@@ -407,27 +411,51 @@ class _Run:
         """Whether the teacher agrees with training labels in a way that it does not agree with those of validation.
 
         Then it tells nothing of who is wrong: it repeats the labels. Seen in the validation labels, which it has not
-        learned: with their scale and trust free, they are likelier with more noise than the training labels have.
+        learned: with their scale and trust free, they are likelier with more noise, in all strata or in some, than the
+        training labels are said to have, and training labels are not. Where these are likelier with it, too, they are
+        as wrong, only too few for that to be found surely, whoever the teacher is.
         """
-        evidence = self.best.validation
-        if evidence is None or self.said_beside is None or not self.fit.trust:
+        evidence, matrix = self.best.validation, self.fit.matrix
+        if evidence is None or self.said is None or self.said_beside is None or not self.fit.trust:
             return False
-        log_prior = np.log(self.prior)[self.validation_stratum]
-        known = [
-            model.softmax(scale * evidence + trust * self.said_beside + log_prior)
-            for scale in HEART_SCALES
-            for trust in HEART_TRUSTS
-        ]
-        matrix, rate = self.fit.matrix, model.noise_rate(self.fit.matrix, self.shares)
-        logs = []
-        noisier = [other for other in HEART_RATES if other > rate + 0.02]
+        rate = model.noise_rate(matrix, self.shares)
+        noisier = [other for other in HEART_RATES if other > rate + NOISIER]
+        tried = [matrix]
         # Strata that look clean stay so at any rate: noise that is the same in all of them is tried as well.
-        tried = [matrix, *(model.with_rate(matrix, other, self.shares) for other in noisier)]
-        tried += [] if matrix.ndim == 2 else [model.with_rate(self.fit.noise, other) for other in noisier]
-        for noise in tried:
-            likely = model.columns(noise, self.validation_given, self.validation_stratum)
-            logs.append(max(model.likelihood(q, likely) for q in known))
-        return max(logs) - logs[0] > SURE_NATS
+        tried += [] if matrix.ndim == 2 else [model.with_rate(matrix, other, self.shares) for other in noisier]
+        tried += [model.with_rate(self.fit.noise, other) for other in noisier]
+        same = [model.with_rate(self.fit.noise, other) for other in HEART_RATES]
+        whole, strata = len(tried), np.arange(self.count)
+        every = [*tried, *same]
+        beside = self._by_stratum(every, evidence, self.said_beside, self.validation_given, self.validation_stratum)
+        training = self._by_stratum(every, self.best.evidence, self.said, self.given, self.stratum)
+
+        def wronger(noise: Any, rates: int) -> bool:
+            """Whether validation labels are likelier under one of `every`, or of them for each stratum, and training
+            labels less likely, by more than chance makes them with so many free rates."""
+            ahead, behind = (
+                logs[:, noise, strata].sum(axis=1).max() - logs[:, 0].sum(axis=1).max() for logs in (beside, training)
+            )
+            return bool(min(ahead, -behind) > chi2.isf(SURE, rates) / 2)
+
+        found = [model.noise_rate(one) for one in np.broadcast_to(matrix, (self.count, *self.fit.noise.shape))]
+        higher = np.array(HEART_RATES)[:, None] > np.array(found) + NOISIER
+        apart = np.concatenate([beside[:, :1], np.where(higher, beside[:, whole:], -np.inf)], axis=1)
+        best = apart[apart.max(axis=1).sum(axis=1).argmax()].argmax(axis=0)
+        several = np.where(best > 0, best + whole - 1, 0)
+        return any(wronger(noise, 1) for noise in range(1, whole)) or wronger(several, int((self.shares > 0).sum()))
+
+    def _by_stratum(
+        self, noises: Sequence[Floats], evidence: Floats, said: Floats, given: Integers, stratum: Integers
+    ) -> Floats:
+        """Log likelihood of the labels in each stratum, for each scale and trust and under each noise, `[Q, M, S]`."""
+        log_prior = np.log(self.prior)[stratum]
+        found = []
+        for scale, trust in product(HEART_SCALES, HEART_TRUSTS):
+            known = model.softmax(scale * evidence + trust * said + log_prior)
+            logs = [model.log_likelihood(known, model.columns(noise, given, stratum)) for noise in noises]
+            found.append([np.bincount(stratum, each, self.count) for each in logs])
+        return np.array(found)
 
     def _gain(self, best: _Round) -> tuple[float, float]:
         """By how many nats noise explains the labels better than that all are right, and its standard error."""
@@ -514,7 +542,7 @@ class _Run:
         rate = model.noise_rate(self.fit.matrix, self.shares)
         for share in shares:
             matrix = model.with_rate(self.fit.matrix, share * rate, self.shares)
-            likelihoods.append(model.likelihood(q, model.columns(matrix, given, stratum)))
+            likelihoods.append(float(model.log_likelihood(q, model.columns(matrix, given, stratum)).sum()))
         best = int(np.argmax(likelihoods))
         # As noisy as training, unless the labels say otherwise.
         share = shares[best] if likelihoods[best] > likelihoods[-1] + NATS else 1.0

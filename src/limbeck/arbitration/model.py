@@ -301,9 +301,9 @@ def without_noise(
     return fit(log_evidence, prior, given, None, witness=witness, scales=scales)
 
 
-def likelihood(class_probability: Floats, likely: Floats) -> float:
-    """Σ_i log Σ_k q_i(k) N[k, ỹ_i], nats, of q `[n, C]` and what `columns` says."""
-    return float(np.log(np.maximum((class_probability * likely).sum(axis=1), TINY)).sum())
+def log_likelihood(class_probability: Floats, likely: Floats) -> Floats:
+    """log Σ_k q_i(k) N[k, ỹ_i] of each sample, nats `[n]`, of q `[n, C]` and what `columns` says."""
+    return np.asarray(np.log(np.maximum((class_probability * likely).sum(axis=1), TINY)))
 
 
 def noise_rate(noise: Floats, shares: Floats | None = None) -> float:
