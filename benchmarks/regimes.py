@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 
 import limbeck as lb
 from limbeck.choosing import choose, unsupported
@@ -414,6 +415,18 @@ class Cell:
         error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
         return statistics.fmean(gaps), error
 
+    def surely_behind(self, column: str, errors: float | None = None) -> bool:
+        """Whether auto is behind a column by more than half a point and more than its seeds can tell.
+
+        Args:
+            column: to compare with.
+            errors: so many standard errors; None for those of a 95 % interval (Student's t).
+        """
+        gap, error = self.behind(column)
+        if errors is None:
+            errors = float(student_t.ppf(0.975, max(len(self.columns[column]) - 1, 1)))
+        return not gap <= max(100 * WITHIN, errors * error)
+
 
 def cells(found: Mapping[str, Any]) -> Iterator[Cell]:
     """All regimes that were measured, in the order of the grid."""
@@ -485,9 +498,9 @@ def noise_table(found: Mapping[str, Any]) -> list[str]:
 
 def goals(every: Sequence[Cell], found: Mapping[str, Any]) -> list[str]:
     """What was aimed at, and how far it was reached."""
-    behind = [(cell, *gap) for cell in every if not (gap := cell.behind(cell.best))[0] <= max(100 * WITHIN, 2 * gap[1])]
+    behind = [(cell, *cell.behind(cell.best)) for cell in every if cell.surely_behind(cell.best, 2)]
     measured = [cell for cell in every if len(cell.columns["auto"]) > 1]
-    guard = [cell for cell in measured if (gap := cell.behind("+ group weights"))[0] > max(0.5, 2 * gap[1])]
+    guard = [cell for cell in measured if cell.surely_behind("+ group weights", 2)]
     shared = [column for column in COLUMNS if all(column in cell.columns for cell in every)]
     means = ranked(every, shared)
     averages = {c: statistics.fmean(statistics.fmean(cell.average[c]) for cell in every) for c in shared}
@@ -495,14 +508,16 @@ def goals(every: Sequence[Cell], found: Mapping[str, Any]) -> list[str]:
     oracle = statistics.fmean(statistics.fmean(cell.best_candidate) for cell in every)
     return [
         "Mean worst group, columns that every regime has; last the best fixed column of each regime, known afterwards, "
-        "and in how many regimes auto is within half a point of it, or that or two standard errors over seeds:",
+        "and in how many regimes auto is within half a point of it, within that or two standard errors over seeds, or "
+        "within that or a 95 % interval over seeds:",
         "",
         *(
             f"* **{name}** ({len(part)} regimes): "
             + ", ".join(f"{c} {mean:.1f}" for mean, c in ranked(part, shared))
             + f"; best of each {statistics.fmean(cell.mean(cell.best) for cell in part):.1f}; within half a point "
             f"{sum(cell.behind(cell.best)[0] <= 100 * WITHIN for cell in part)}, or two errors "
-            f"{len(part) - sum(cell in part for cell, *_ in behind)}."
+            f"{sum(not cell.surely_behind(cell.best, 2) for cell in part)}, or the interval "
+            f"{sum(not cell.surely_behind(cell.best) for cell in part)}."
             for name, part in slices(every)
         ),
         "* **Mean average accuracy**: " + ", ".join(f"{column} {averages[column]:.1f}" for _, column in means) + ".",
@@ -511,7 +526,7 @@ def goals(every: Sequence[Cell], found: Mapping[str, Any]) -> list[str]:
         f"* **What merging brings**: the candidate with the best validation score alone {alone:.1f}, one student of "
         f"several {statistics.fmean(cell.mean('auto') for cell in every):.1f}; the best candidate of each seed on test "
         f"{oracle:.1f}.",
-        "* **Where auto fails most** (points behind the best column ± standard error, "
+        "* **Where auto fails most** (points behind the best column ± standard error, those over two errors, "
         f"{min(FAILURES, len(behind))} of {len(behind)}): "
         + (
             "; ".join(

@@ -459,6 +459,38 @@ def test_what_is_learned_first_is_the_shortcut_and_never_ones_own_label(monkeypa
     assert len(beside) == len(weak.validation)
 
 
+def test_what_is_learned_first_takes_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shortcut of ten values: after twenty steps not all of them are told apart."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 2_000)
+    side = np.where(rng.random(2_000) < 0.95, y, (y + rng.integers(1, 10, 2_000)) % 10)
+    x = np.concatenate([0.5 * (np.eye(10)[y] + rng.normal(size=(2_000, 10))), np.eye(10)[side]], axis=1)
+    data = lb.Data(x.astype(np.float32), y, fractions=(0.8, 0.2, 0.0))
+    apart = (side != y)[data.split == 0]
+    lengths: list[int] = []
+    after = CrossFit._after
+
+    def spied(court: CrossFit, steps: int) -> Any:
+        lengths.append(steps)
+        return after(court, steps)
+
+    monkeypatch.setattr(CrossFit, "_after", spied)
+    court = CrossFit(data, Judge(), 2, 0)
+    few, many = court.first_learned()[0], court.first_learned(0.8)[0]
+    assert lengths == [20, 20, 40]
+    taken_for_exceptions = [(first != data.train.y)[~apart].mean() for first in (few, many)]
+    assert taken_for_exceptions[0] > 0.2 > 0.1 > taken_for_exceptions[1]
+    assert (many != data.train.y)[apart].mean() > 0.8
+    lengths.clear()
+    court.first_learned(1.1)
+    assert lengths == [20, 40, 80, 160], "no more steps than a judge makes"
+    for share, expected in ((0.5, few), (0.85, many)):
+        monkeypatch.setattr("limbeck.arbitration.fitting.LEARNED", share)
+        found = arbitrate(data, rounds=1, repeats=1)
+        assert found.attribute_found
+        np.testing.assert_array_equal(found.stratum, expected)
+
+
 def test_two_classes_are_said_to_be_weakly_identified() -> None:
     data = make(0.0, n=6_000)
     rows = np.flatnonzero(data.y < 2)

@@ -34,6 +34,8 @@ NOISIER = 0.02
 """By how much at least."""
 SURE = 0.01
 """How often a teacher that has not learned them would be taken for one that has (χ², a degree a rate)."""
+LEARNED = 0.5
+"""Of the labels that a judge names in the end, the share that what is learned first should name."""
 LEAST_GAIN = 0.5
 """Nats by which another round must explain the labels better for yet another one."""
 RATES = tuple(np.round(np.concatenate([np.arange(0, 0.3, 0.02), np.arange(0.3, 0.71, 0.05)]), 3).tolist())
@@ -153,7 +155,7 @@ def arbitrate(
     counts = model.soft_counts(target, stratum, len(run.strata.names))
     if looked_for:
         # It says which cells to even out, not who is wrong: what a network learns late looks like noise beside it.
-        stratum, beside = court.first_learned()
+        stratum, beside = court.first_learned(LEARNED * run.named_rightly)
         counts = model.soft_counts(target, stratum, part.num_classes)
         prior = model.normalised(counts)
         validation = None if validation is None or beside is None else replace(validation, stratum=beside)
@@ -298,6 +300,8 @@ class _Run:
         """The record of each hypothesis."""
         self.converged: bool
         """Whether the posterior stopped moving."""
+        self.named_rightly: float
+        """The share of given labels that judges name which took all of them to be right."""
         self.labels_right: _Round
         self.single: _Round
         """The best one, of one division into folds."""
@@ -312,6 +316,8 @@ class _Run:
         tried = [self._hypothesis(identity, 0.0, "labels")]
         if tried[0].fit.trust:
             tried.append(self._hypothesis(identity, tried[0].fit.trust, "labels and teacher"))
+        known = tried[0].evidence + np.log(tried[0].prior)[self.stratum]
+        self.named_rightly = float((known.argmax(axis=1) == self.given).mean())
         self.labels_right = max(tried, key=_likelihood)
         trust = self.labels_right.fit.trust
         self.history = [self._record(self.labels_right, "labels are right", None)]

@@ -31,7 +31,7 @@ STEPS = 240
 """Gradient steps that a judge makes at least; the fold that it does not learn from says which epoch is kept."""
 EPOCHS, MOST_EPOCHS = 5, 60
 FIRST_STEPS = 20
-"""Gradient steps after which a network has learned what is learned first."""
+"""Gradient steps after which a network may have learned what is learned first; if not, twice as many, and so on."""
 WIDTH = 128
 TONED = (0.125, 0.25, 0.5, 1.0)
 """Scales of the evidence at which an epoch is judged; the best counts."""
@@ -187,25 +187,37 @@ class CrossFit:
                 beside.append(softmax(_outputs(model, self.validation)))
         return found, np.log(np.mean(beside, axis=0) + TINY) if beside else None
 
-    def first_learned(self) -> tuple[Integers, Integers | None]:
+    def first_learned(self, reach: float = 0.0) -> tuple[Integers, Integers | None]:
         """Which class a network names after its first steps, of training `[n]` and validation samples `[m]` or None.
 
         A shortcut is learned first (Nam et al., arXiv 2007.02561; JTT, arXiv 2107.09044, and DeTT find error sets so),
         and wrong labels last (Arpit et al., arXiv 1706.05394). Each sample is named by a network that has not seen its
-        label.
+        label. How many steps that takes depends on the data: after too few it names some classes only, and the others'
+        samples look like exceptions.
+
+        Args:
+            reach: the share of given labels that it should name; steps are doubled until it does.
         """
+        steps = FIRST_STEPS
+        while True:
+            found, beside = self._after(steps)
+            steps *= 2
+            if steps > STEPS or (found == self.train.y).mean() >= reach:
+                return found, beside
+
+    def _after(self, steps: int) -> tuple[Integers, Integers | None]:
         found, beside = np.empty(len(self.train), np.int64), []
         for number, (held, data) in enumerate(self.parts(0)):
             used = np.flatnonzero(data.split == 0)
             training = self.judge.training(len(used))
-            most = FIRST_STEPS * training.batch_size
+            most = steps * training.batch_size
             if len(used) > most:
                 rng = np.random.default_rng(derive_seed(self.seed, "first", number))
                 used = np.sort(rng.choice(used, most, replace=False))
                 split = np.full(len(data), 2, np.int8)
                 split[used], split[held] = 0, 1
                 data = data.replace(split=split)
-            training = replace(training, epochs=math.ceil(FIRST_STEPS / math.ceil(len(used) / training.batch_size)))
+            training = replace(training, epochs=math.ceil(steps / math.ceil(len(used) / training.batch_size)))
             right = torch.from_numpy(np.log(np.eye(data.num_classes) + TINY)[data.y[used]]).float()
             loss = likelihood_of(torch.zeros_like(right), right)
             # Not one layer, whatever judges: so few steps would leave it as it began.
