@@ -424,32 +424,31 @@ class _Run:
         evidence, matrix = self.best.validation, self.fit.matrix
         if evidence is None or self.said is None or self.said_beside is None or not self.fit.trust:
             return False
-        rate = model.noise_rate(matrix, self.shares)
-        noisier = [other for other in HEART_RATES if other > rate + NOISIER]
-        tried = [matrix]
+        beside = evidence, self.said_beside, self.validation_given, self.validation_stratum
+        training = self.best.evidence, self.said, self.given, self.stratum
+
+        def gain(noise: Floats, labels: tuple[Floats, Floats, Integers, Integers]) -> float:
+            as_found, other = self._by_stratum([matrix, noise], *labels).sum(axis=2).max(axis=0)
+            return float(other - as_found)
+
+        def wronger(noise: Floats, rates: int) -> bool:
+            chance = chi2.isf(SURE, rates) / 2
+            return bool(gain(noise, beside) > chance and gain(noise, training) < -chance)
+
         # Strata that look clean stay so at any rate: noise that is the same in all of them is tried as well.
-        tried += [] if matrix.ndim == 2 else [model.with_rate(matrix, other, self.shares) for other in noisier]
-        tried += [model.with_rate(self.fit.noise, other) for other in noisier]
         same = [model.with_rate(self.fit.noise, other) for other in HEART_RATES]
-        whole, strata = len(tried), np.arange(self.count)
-        every = [*tried, *same]
-        beside = self._by_stratum(every, evidence, self.said_beside, self.validation_given, self.validation_stratum)
-        training = self._by_stratum(every, self.best.evidence, self.said, self.given, self.stratum)
-
-        def wronger(noise: Any, rates: int) -> bool:
-            """Whether validation labels are likelier under one of `every`, or of them for each stratum, and training
-            labels less likely, by more than chance makes them with so many free rates."""
-            ahead, behind = (
-                logs[:, noise, strata].sum(axis=1).max() - logs[:, 0].sum(axis=1).max() for logs in (beside, training)
-            )
-            return bool(min(ahead, -behind) > chi2.isf(SURE, rates) / 2)
-
-        found = [model.noise_rate(one) for one in np.broadcast_to(matrix, (self.count, *self.fit.noise.shape))]
-        higher = np.array(HEART_RATES)[:, None] > np.array(found) + NOISIER
-        apart = np.concatenate([beside[:, :1], np.where(higher, beside[:, whole:], -np.inf)], axis=1)
-        best = apart[apart.max(axis=1).sum(axis=1).argmax()].argmax(axis=0)
-        several = np.where(best > 0, best + whole - 1, 0)
-        return any(wronger(noise, 1) for noise in range(1, whole)) or wronger(several, int((self.shares > 0).sum()))
+        rate = model.noise_rate(matrix, self.shares)
+        for other, noise in zip(HEART_RATES, same, strict=True):
+            together = [noise] if matrix.ndim == 2 else [noise, model.with_rate(matrix, other, self.shares)]
+            if other > rate + NOISIER and any(wronger(one, 1) for one in together):
+                return True
+        own = np.broadcast_to(matrix, (self.count, *self.fit.noise.shape))
+        higher = np.array(HEART_RATES)[:, None] > [model.noise_rate(one) + NOISIER for one in own]
+        logs = self._by_stratum([matrix, *same], *beside)
+        logs[:, 1:][:, ~higher] = -np.inf
+        best = logs[logs.max(axis=1).sum(axis=1).argmax()].argmax(axis=0)
+        several = np.stack([[one, *same][place] for one, place in zip(own, best, strict=True)])
+        return wronger(several, int((self.shares > 0).sum()))
 
     def _by_stratum(
         self, noises: Sequence[Floats], evidence: Floats, said: Floats, given: Integers, stratum: Integers
