@@ -491,6 +491,21 @@ def test_what_is_learned_first_takes_as_long_as_it_takes(monkeypatch: pytest.Mon
         np.testing.assert_array_equal(found.stratum, expected)
 
 
+def test_how_long_it_takes_is_judged_without_an_attribute_that_the_network_does_not_see(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 1_000)
+    side = np.where(rng.random(1_000) < 0.95, y, (y + 1) % 10)
+    x = (np.eye(10)[y] + rng.normal(size=(1_000, 10))).astype(np.float32)
+    data = lb.Data(x, y, attributes={"side": side.astype(str)}, groups=["label", "side"], fractions=(0.8, 0.2, 0.0))
+    lengths: list[int] = []
+    after = CrossFit._after
+    monkeypatch.setattr(CrossFit, "_after", lambda court, steps: lengths.append(steps) or after(court, steps))
+    assert arbitrate(data, shortcut="found", rounds=1, repeats=1).attribute_found
+    assert lengths == [20]
+
+
 def test_two_classes_are_said_to_be_weakly_identified() -> None:
     data = make(0.0, n=6_000)
     rows = np.flatnonzero(data.y < 2)

@@ -121,6 +121,8 @@ def test_workers_change_nothing_that_is_told(
     monkeypatch.setattr(arrange, "WORTH_A_WORKER", 1)
     found = run_probes(settings(file), output=tmp_path / "run", workers=2)
     assert found.record["machine"]["workers"] == 2
+    again = run_probes(settings(file), output=tmp_path / "run", workers=1)
+    assert again.record["machine"]["workers"] == 2, "nothing was left to train"
     assert found.verdict == run.verdict
     for one, other in zip(found.record["models"], run.record["models"], strict=True):
         for mine, theirs in zip(one["runs"], other["runs"], strict=True):

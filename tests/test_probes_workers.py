@@ -129,13 +129,32 @@ def test_a_defect_in_a_worker_is_told_with_its_traceback() -> None:
         trained([], lambda: 1 / 0)
 
 
-def test_a_warning_of_a_worker_is_heard_here() -> None:
+class NearlySingular(RuntimeWarning):
+    """A kind of warning that only its module knows."""
+
+
+def test_warnings_of_a_worker_are_given_here() -> None:
     def warn() -> dict[int, Fitted]:
-        warnings.warn("nearly singular", RuntimeWarning, stacklevel=1)
+        warnings.warn("one", NearlySingular, stacklevel=1)
+        warnings.warn("two", stacklevel=1)
         return {}
 
-    with pytest.warns(RuntimeWarning, match=r"^nearly singular$"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         assert trained([], warn) == {}
+    assert [(kept.category, str(kept.message), Path(kept.filename)) for kept in caught] == [
+        (RuntimeWarning, "one", Path(__file__)),
+        (UserWarning, "two", Path(__file__)),
+    ]
+
+
+def test_what_a_worker_warns_of_before_it_fails_is_given_too() -> None:
+    def fail() -> Any:
+        warnings.warn("nearly singular", RuntimeWarning, stacklevel=1)
+        raise RecipeError("does not fit")
+
+    with pytest.warns(RuntimeWarning, match=r"^nearly singular$"), pytest.raises(RecipeError, match=r"^does not fit$"):
+        trained([], fail)
 
 
 def test_a_worker_that_is_killed_is_told() -> None:

@@ -33,7 +33,7 @@ HEART_RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 NOISIER = 0.02
 """By how much at least."""
 SURE = 0.01
-"""How often a teacher that has not learned them would be taken for one that has (χ², a degree a rate)."""
+"""About how often a teacher that has not learned them is taken for one that has (χ², a degree a rate)."""
 LEARNED = 0.5
 """Of the labels that a judge names in the end, the share that what is learned first should name."""
 LEAST_GAIN = 0.5
@@ -316,7 +316,8 @@ class _Run:
         tried = [self._hypothesis(identity, 0.0, "labels")]
         if tried[0].fit.trust:
             tried.append(self._hypothesis(identity, tried[0].fit.trust, "labels and teacher"))
-        known = tried[0].evidence + np.log(tried[0].prior)[self.stratum]
+        # By the input alone, as what is learned first.
+        known = tried[0].evidence + np.log(self.shares @ tried[0].prior)
         self.named_rightly = float((known.argmax(axis=1) == self.given).mean())
         self.labels_right = max(tried, key=_likelihood)
         trust = self.labels_right.fit.trust
@@ -456,7 +457,7 @@ class _Run:
         """Log likelihood of the labels in each stratum, for each scale and trust and under each noise, `[Q, M, S]`."""
         log_prior = np.log(self.prior)[stratum]
         found = []
-        for scale, trust in product(HEART_SCALES, HEART_TRUSTS):
+        for scale, trust in product(sorted({*HEART_SCALES, self.fit.scale}), sorted({*HEART_TRUSTS, self.fit.trust})):
             known = model.softmax(scale * evidence + trust * said + log_prior)
             logs = [model.log_likelihood(known, model.columns(noise, given, stratum)) for noise in noises]
             found.append([np.bincount(stratum, each, self.count) for each in logs])

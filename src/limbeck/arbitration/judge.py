@@ -196,7 +196,7 @@ class CrossFit:
         samples look like exceptions.
 
         Args:
-            reach: the share of given labels that it should name; steps are doubled until it does.
+            reach: the share of given labels that it should name; steps are doubled until it does, up to `STEPS`.
         """
         steps = FIRST_STEPS
         while True:

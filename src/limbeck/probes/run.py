@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -125,12 +126,12 @@ def probe_arms(
         record["warnings"] = list(dict.fromkeys([*record["warnings"], *partial_label_notes(data, recipes)]))
         record["seconds"] = time.perf_counter() - started
         # The last digits of the weights depend on it: who is trained with whom.
-        record["machine"]["workers"] = count
+        record["machine"]["workers"] = count if trained else _workers_before(folder)
         if configuration is not None:
             record["command"] = "limbeck probe config.yaml"
 
     with one_thread():
-        _train(data, arms, seeds, rule, folder, name, configuration, count, say or _quiet)
+        trained = _train(data, arms, seeds, rule, folder, name, configuration, count, say or _quiet)
         return run_arms(
             data,
             arms,
@@ -173,16 +174,18 @@ def _train(
     configuration: Mapping[str, Any] | None,
     workers: int,
     say: Say,
-) -> None:
-    """Leave every cell's files in the folder, teachers first."""
+) -> bool:
+    """Leave every cell's files in the folder, teachers first; whether any were missing."""
     job = Job(name, data, {arm.key: arm for arm in arms}, rule, folder, configuration)
     teachers: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
+    anything = False
     for role in ("teachers", "students"):
         wave = [arm for arm in arms if (arm.role == "teacher") == (role == "teachers")]
         places = [(arm, seed, CellFiles(folder, arm.key, seed)) for arm in wave for seed in seeds]
         trained = [place for place in places if place[0].source is None]
         missing = [files.finished() is None for _, _, files in trained]
         if any(missing):
+            anything = True
             say(f"training {len(trained)} {role} together")
             cells = [_cell(arm, seed, data, taught_by(arm, teachers[seed])) for arm, seed, _ in trained]
             for (arm, seed, files), fitted, wanted in zip(
@@ -194,6 +197,15 @@ def _train(
             for arm, seed, files in places:
                 cell = run_cell(arm, seed, data, None, selection=rule, files=files)
                 teachers[seed][arm.key] = cell.teacher
+    return anything
+
+
+def _workers_before(folder: Path) -> int | None:
+    """What the record says of a folder whose cells are all there."""
+    kept = folder / "result.json"
+    record = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    found: int | None = record.get("machine", {}).get("workers")
+    return found
 
 
 def _cell(arm: Arm, seed: int, data: Data, teacher: Any) -> Cell:

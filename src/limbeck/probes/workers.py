@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load, save
@@ -124,28 +124,36 @@ def _work(connection: Connection, train: Train, share: int) -> None:
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the first process does then is not this one's to do
     torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
+    said: dict[str, Any]
+    with warnings.catch_warnings(record=True) as caught:
+        try:
             found = train(share)
-        weights = {_name(place, number): part for place, one in found.items() for number, part in _trained(one.model)}
-        records = [(place, one.history, one.selected_epoch, one.seconds) for place, one in found.items()]
-        warned = [(kept.category.__name__, str(kept.message)) for kept in caught]
-        answer, tensors = json.dumps({"records": records, "warned": warned}), save(weights)
-    except LimbeckError as error:
-        answer, tensors = json.dumps({"error": type(error).__name__, "said": str(error)}), b""
-    except Exception:
-        answer, tensors = json.dumps({"error": LimbeckError.__name__, "said": traceback.format_exc()}), b""
-    connection.send_bytes(answer.encode())
+            weights = {
+                _name(place, number): part for place, one in found.items() for number, part in _trained(one.model)
+            }
+            records = [(place, one.history, one.selected_epoch, one.seconds) for place, one in found.items()]
+            said, tensors = {"records": records}, save(weights)
+        except LimbeckError as error:
+            said, tensors = {"error": type(error).__name__, "said": str(error)}, b""
+        except Exception:
+            said, tensors = {"error": LimbeckError.__name__, "said": traceback.format_exc()}, b""
+    said["warned"] = [(str(kept.message), _builtin(kept.category), kept.filename, kept.lineno) for kept in caught]
+    connection.send_bytes(json.dumps(said).encode())
     connection.send_bytes(tensors)
+
+
+def _builtin(category: type[Warning]) -> str:
+    """The kind of warning that another process knows it by: no class is imported by name."""
+    return next(kind.__name__ for kind in category.__mro__ if kind.__module__ == builtins.__name__)
 
 
 def _received(connection: Connection, stages: Sequence[Stage]) -> dict[int, Fitted]:
     """What another process trained, with the weights in the models of this one."""
     said = json.loads(connection.recv_bytes())
+    for text, category, file, line in said["warned"]:
+        warnings.warn_explicit(text, getattr(builtins, category), file, line)
     if "error" in said:
         raise getattr(errors, said["error"], LimbeckError)(said["said"])
-    for category, text in said["warned"]:
-        warnings.warn(text, getattr(builtins, category, UserWarning), stacklevel=2)
     weights = load(connection.recv_bytes())
     found = {}
     for place, *record in said["records"]:
