@@ -139,7 +139,8 @@ def _work(connection: Connection, train: Train, share: int) -> None:
             said, tensors = {"error": LimbeckError.__name__, "said": traceback.format_exc()}, b""
     said["warned"] = [(str(kept.message), _builtin(kept.category), kept.filename, kept.lineno) for kept in caught]
     connection.send_bytes(json.dumps(said).encode())
-    connection.send_bytes(tensors)
+    if "records" in said:  # whoever hears of an error listens no longer
+        connection.send_bytes(tensors)
 
 
 def _builtin(category: type[Warning]) -> str:
